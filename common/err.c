@@ -62,9 +62,8 @@ int err_set_errno(struct err *err, int errnum, const char *fmt, ...)
 	err_vset(err, err_code_of_errno(errnum), fmt, args);
 	va_end(args);
 	used = strlen(err->text);
-	if (strerror_r(errnum, reason, sizeof(reason)) != 0)
-		snprintf(reason, sizeof(reason), "error %d", errnum);
-	snprintf(err->text + used, sizeof(err->text) - used, ": %s", reason);
+	snprintf(err->text + used, sizeof(err->text) - used, ": %s",
+		 strerror_r(errnum, reason, sizeof(reason))); /* the GNU kind: returns the text */
 	return -1;
 }
 

@@ -1,0 +1,90 @@
+/* recipe.h - what a user asks for: the one table of options, used by CLI, server and workers.
+ *
+ * JSON spelling = option spelling with '_' for '-'. recipe_from_json() fills defaults, checks each
+ * field and rejects unknown ones by name; recipe_to_json() writes every field (canonical: fixed
+ * order, defaults included), so equal recipes print equal bytes.
+ * To add an option: a field here, a row in recipe.c's table, api.yaml, docs/recipe.md.
+ */
+#ifndef QUARRY_COMMON_RECIPE_H
+#define QUARRY_COMMON_RECIPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+#include "common/json.h"
+#include "common/model_config.h"
+
+enum recipe_kind { RECIPE_QUANTIZE, RECIPE_EVALUATE };
+enum init_method { METHOD_NEUQI, METHOD_MINMAX };
+enum zero_point { ZERO_FLOAT, ZERO_INTEGER };
+enum rounding { ROUND_LDLQ, ROUND_NEAREST };
+enum propagate { PROPAGATE_ORIGINAL, PROPAGATE_QUANTIZED };
+
+enum { RECIPE_OVERRIDES_MAX = 64, RECIPE_EVALS_MAX = 8, RECIPE_NAME_MAX = 256 };
+
+/* --override REGEX:skip  or  REGEX:bits=4,group_size=64,method=...,zero_point=...,symmetric=true */
+struct recipe_override {
+	char *regex;            /* POSIX extended, searched in the module name */
+	bool skip;
+	int bits;               /* 0 = keep */
+	int64_t group_size;     /* 0 = keep */
+	int method, zero_point, symmetric, rounding; /* -1 = keep */
+};
+
+struct recipe {
+	enum recipe_kind kind;          /* "kind": "quantize" | "evaluate" */
+	int bits;                       /* 1..8; default 4 */
+	int64_t group_size;             /* -1 = one group per output channel; default 64 */
+	enum init_method method;
+	enum zero_point zero_point;
+	bool symmetric;
+	enum rounding rounding;
+	enum propagate propagate;
+	int64_t samples;                /* default 128 */
+	int64_t seq_len;                /* default min(1024, max_position), stored 0 until resolved */
+	uint64_t seed;                  /* default 0 */
+	uint64_t max_shard_size;        /* bytes; default 5e9 */
+	char *calibration;              /* dataset id, or "builtin" */
+	char *evals[RECIPE_EVALS_MAX];  /* dataset ids, or one "builtin"; none = no evaluation */
+	size_t eval_count;
+	int64_t eval_windows;           /* at most so many windows per text, 0 = all; builtin: 16 */
+	char **formats; size_t format_count; /* "dense"; packed is always written */
+	struct recipe_override *overrides; size_t override_count;
+};
+
+void recipe_init(struct recipe *r);     /* the defaults */
+void recipe_deinit(struct recipe *r);
+int recipe_from_json(struct recipe *r, const struct json *object, struct problems *problems,
+		     struct err *err);
+struct json *recipe_to_json(const struct recipe *r);    /* NULL when out of memory */
+/* Applies "--name value" (name without dashes); value NULL for a flag. Returns 0, -1 bad value,
+ * 1 = not a recipe option. Writes into a JSON object, the form in which recipes are submitted. */
+int recipe_option(struct json *object, const char *name, const char *value, struct err *err);
+
+/* Settings of one module after overrides (the last matching override wins, field by field). */
+struct module_settings {
+	bool skip;
+	int bits;
+	int64_t group_size;     /* as asked: -1 or a divisor of cols */
+	enum init_method method;
+	enum zero_point zero_point;
+	bool symmetric;
+	enum rounding rounding;
+};
+int recipe_module(const struct recipe *r, const char *module, struct module_settings *out,
+		  struct err *err);
+/* 0 when groups of `group_size` (or -1) divide `cols`; else -1 and a sentence in `problems` (may be
+ * NULL) that says which powers of two do. */
+int recipe_check_group(size_t cols, int64_t group_size, const char *module, struct problems *problems);
+/* Adds every setting to an object that has none; -1 when out of memory. All must be there to read. */
+int module_settings_to_json(const struct module_settings *s, struct json *object);
+int module_settings_from_json(struct module_settings *s, const struct json *object, struct err *err);
+
+const char *init_method_name(enum init_method m);       /* the wire words */
+const char *zero_point_name(enum zero_point z);
+const char *rounding_name(enum rounding r);
+const char *propagate_name(enum propagate p);
+
+#endif
