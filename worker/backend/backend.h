@@ -1,0 +1,153 @@
+/* backend.h - the compute operations of a worker, one small struct of functions.
+ *
+ * `ref` (plain C, double precision inside) is the specification; `cpu` (OpenBLAS, vector code, a
+ * thread pool) and others are held to it by tests/unit/test_backend.c within the bound stated per
+ * operation. Which backends exist is the linker's choice: backend_list.
+ *
+ * Invariants:
+ *  1. Same inputs, same bytes out, for any number of threads: work is cut into tiles by shape alone
+ *     and every sum has one order fixed by shape.
+ *  2. No I/O, clock, logging or globals that change results. Inputs are finite (checked at entry to
+ *     the program); an operation that still meets a non-finite result returns ERR_NUMERIC.
+ *  3. One thread calls a backend at a time; inside it may use `threads` threads.
+ *  4. Arrays are dense row-major float32 unless said otherwise; shapes stand beside them as (rows, cols).
+ *     Outputs do not overlap inputs unless said so. Nothing is kept after return.
+ * Symbols (docs/algorithm.md): W (N,K) weights, x inputs, H = mean of x x^T (K,K), s scale,
+ * z zero-point, q code, g group size, G = K/g groups per row, b bits.
+ */
+#ifndef QUARRY_WORKER_BACKEND_BACKEND_H
+#define QUARRY_WORKER_BACKEND_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/err.h"
+
+/* The grid a module is quantized to. */
+struct grid {
+	int bits;               /* b, 1..8: codes 0 .. 2^b-1 */
+	size_t group;           /* g, columns per group, divides K */
+	bool integer_zero;      /* z in {0 .. 2^b-1}; else any real */
+	bool symmetric;         /* z fixed at 2^(b-1) */
+};
+
+enum fit_method { FIT_NEUQI, FIT_MINMAX };
+
+/* Dimensions of one transformer block. */
+struct block_shape {
+	size_t hidden, heads, kv_heads, head_dim, intermediate;
+	float rms_eps;
+};
+
+/* Weights of one block, all float32, (N,K) row-major; biases and q/k norms may be NULL. */
+struct block_weights {
+	const float *attn_norm, *mlp_norm;              /* (hidden) */
+	const float *q, *k, *v;                         /* (heads*head_dim | kv_heads*head_dim, hidden) */
+	const float *o;                                 /* (hidden, heads*head_dim) */
+	const float *gate, *up, *down;                  /* (inter, hidden) x2, (hidden, inter) */
+	const float *q_bias, *k_bias, *v_bias, *o_bias; /* or NULL */
+	const float *gate_bias, *up_bias, *down_bias;   /* or NULL */
+	const float *q_norm, *k_norm;                   /* (head_dim) or NULL */
+};
+
+/* Rotary tables for positions 0..seq_len-1: (seq_len, head_dim/2), "rotate half" pairing
+ * (element i with element i + head_dim/2), made by worker/model/rope.c. */
+struct rope_table { const float *cos, *sin; };
+
+/* Called once per site in order attn-in, o-in, mlp-in, down-in (enum block_site of
+ * common/model_config.h, as int here) with that site's input rows; from the calling thread. A
+ * non-zero return stops the forward pass, which then returns -1 without touching err. */
+typedef int (*block_tap)(void *ctx, int site, const float *x, size_t rows, size_t cols);
+
+/* Running log-sum-exp per token over vocabulary tiles; arrays of `rows` elements. */
+struct head_state {
+	double *max, *sum;      /* running maximum and sum of exp(logit - max); start: -INFINITY, 0 */
+	double *target;         /* logit of the target token once its tile was seen */
+	double *top_logit;      /* best logit so far; start: -INFINITY */
+	int32_t *top_id;        /* its id (the smaller id on a tie) */
+};
+
+struct backend;
+
+struct backend_options { int threads; /* >= 1 */ };
+
+struct backend_ops {
+	const char *name;       /* "ref", "cpu", ... */
+
+	/* NULL with err set on failure. */
+	struct backend *(*open)(const struct backend_options *options, struct err *err);
+	void (*close)(struct backend *be);
+	/* What determines the bits of results, for the report: "cpu openblas-0.3.21 SkylakeX avx512". */
+	const char *(*identity)(struct backend *be);
+
+	/* --- forward ------------------------------------------------------------------------- */
+
+	/* y = RMSNorm(x) * weight: x, y (rows, cols); y may be x.
+	 * cpu vs ref: |d| <= 1e-5 * (1 + |ref|). */
+	int (*rms_norm)(struct backend *be, const float *x, const float *weight, float eps,
+			size_t rows, size_t cols, float *y, struct err *err);
+	/* One pre-norm block (attention with causal grouped-query heads and RoPE, SwiGLU MLP):
+	 * x, y (n_seq * seq_len, hidden), each sequence at positions 0..seq_len-1; y may be x, or NULL
+	 * when only the taps matter (then work behind the last tap is skipped). tap may be NULL.
+	 * cpu vs ref: |d| <= 1e-4 * max|ref|. */
+	int (*block_forward)(struct backend *be, const struct block_shape *shape,
+			     const struct block_weights *w, const struct rope_table *rope,
+			     const float *x, size_t n_seq, size_t seq_len, float *y,
+			     block_tap tap, void *tap_ctx, struct err *err);
+	/* Logits of one vocabulary tile folded into `state`: x (rows, hidden) final-normalized hidden
+	 * states, w (tile_rows, hidden) output embedding of ids first_id .. first_id+tile_rows-1,
+	 * targets (rows) token ids. Call tiles in ascending order. NLL of a row afterwards is
+	 * max + log(sum) - target. cpu vs ref: 1e-4 absolute on the NLL. */
+	int (*head_tile)(struct backend *be, const float *x, size_t rows, size_t hidden,
+			 const float *w, size_t tile_rows, int32_t first_id, const int32_t *targets,
+			 struct head_state *state, struct err *err);
+	/* h (cols, cols) double, full symmetric matrix: h += x^T x, x (rows, cols). float32-accurate
+	 * products over at most 1024 rows at a time, summed in double.
+	 * cpu vs ref: |d_ij| <= 1e-5 * sqrt(ref_ii ref_jj). */
+	int (*gram_add)(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
+			struct err *err);
+
+	/* --- quantization --------------------------------------------------------------------- */
+
+	/* Factors the permuted H = U D U^T, U unit upper triangular: entry (i,j) of the permuted matrix is
+	 * h[perm[i]*n + perm[j]], with `damp` added to its diagonal. u (n, n) float32, strictly upper part
+	 * written, rest zero (unit diagonal implied). ERR_NUMERIC when not positive definite (the caller
+	 * raises the damping). cpu vs ref: |d| <= 1e-3 * max|ref|. */
+	int (*factor)(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
+		      float *u, struct err *err);
+	/* Chooses s, z of every group to minimise sum_i h_i (w_i - s (q_i - z))^2 with q_i the nearest code:
+	 * NeUQI (docs/algorithm.md) or min-max. w (N,K), h (K) > 0; scales, zeros (N, G) written;
+	 * objective (N, G) double written when not NULL. s > 0 and finite always (a constant group gets an exact
+	 * representation where the grid has one). cpu vs ref: sum of objective <= 1.0005 * ref. */
+	int (*fit_groups)(struct backend *be, enum fit_method method, const struct grid *grid,
+			  const float *w, size_t rows, size_t cols, const double *h,
+			  float *scales, float *zeros, double *objective, struct err *err);
+	/* Nearest codes: q = clamp(round-half-even(w / s + z), 0, 2^b-1). Exact to ref except where
+	 * w/s + z is within 1e-5 of a rounding boundary. codes (N,K) bytes. */
+	int (*round_nearest)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+			     size_t cols, const float *scales, const float *zeros, uint8_t *codes,
+			     struct err *err);
+	/* LDLQ (equivalent to GPTQ): in the order perm[0], perm[1], ... column perm[j] is rounded to the
+	 * grid of its own group after adding sum over i<j of U[i][j] * (w - what)[perm[i]]. u from factor().
+	 * cpu vs ref: proxy loss <= 1.002 * ref. */
+	int (*round_ldlq)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+			  size_t cols, const int32_t *perm, const float *u, const float *scales,
+			  const float *zeros, uint8_t *codes, struct err *err);
+	/* *loss = trace(E H E^T), E = W - s (q - z), and *energy = trace(W H W^T) (may be NULL); h without
+	 * damping plus `damp` on the diagonal. cpu vs ref: 1e-4 relative. */
+	int (*proxy_loss)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+			  size_t cols, const double *h, double damp, const uint8_t *codes,
+			  const float *scales, const float *zeros, double *loss, double *energy,
+			  struct err *err);
+};
+
+/* Every implementation begins with this. */
+struct backend { const struct backend_ops *ops; };
+
+/* The backends linked in, NULL-terminated, fastest first; defined by worker/backend/list.c. */
+extern const struct backend_ops *const backend_list[];
+/* NULL with err naming the backends there are. */
+const struct backend_ops *backend_find(const char *name, struct err *err);
+
+#endif

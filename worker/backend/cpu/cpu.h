@@ -1,0 +1,65 @@
+/* cpu.h - the cpu backend: OpenBLAS on fixed tiles, vector kernels, a thread pool.
+ *
+ * Invariants:
+ *  1. OpenBLAS runs with one thread per call; all parallelism is pool_run() over tiles whose borders
+ *     come from shapes alone, so the bits do not depend on the number of threads.
+ *  2. Scratch is allocated per operation, bounded by tile sizes times workers plus what the
+ *     operation's header names; nothing is kept between operations.
+ *  3. The instruction-set level is fixed when the backend opens; QUARRY_CPU_LEVEL=base|v3|v4 in the
+ *     environment asks for a lower one.
+ */
+#ifndef QUARRY_WORKER_BACKEND_CPU_CPU_H
+#define QUARRY_WORKER_BACKEND_CPU_CPU_H
+
+#include "worker/backend/backend.h"
+#include "worker/backend/cpu/levels.h"
+#include "worker/backend/pool.h"
+
+struct forward_kernels;
+
+struct cpu_backend {
+	struct backend base;
+	struct pool *pool;
+	enum cpu_level level;
+	const struct forward_kernels *forward;  /* kernels of the forward half at `level` */
+	char identity[128];
+};
+
+extern const struct backend_ops cpu_ops;
+
+static inline struct cpu_backend *cpu_of(struct backend *be)
+{
+	return (struct cpu_backend *)be;
+}
+
+/* forward.c, norm.c, head.c, gram.c */
+int cpu_rms_norm(struct backend *be, const float *x, const float *weight, float eps, size_t rows,
+		 size_t cols, float *y, struct err *err);
+int cpu_block_forward(struct backend *be, const struct block_shape *shape,
+		      const struct block_weights *w, const struct rope_table *rope, const float *x,
+		      size_t n_seq, size_t seq_len, float *y, block_tap tap, void *tap_ctx,
+		      struct err *err);
+int cpu_head_tile(struct backend *be, const float *x, size_t rows, size_t hidden, const float *w,
+		  size_t tile_rows, int32_t first_id, const int32_t *targets,
+		  struct head_state *state, struct err *err);
+int cpu_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
+		 struct err *err);
+
+/* the quantization half */
+int cpu_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
+	       float *u, struct err *err);
+int cpu_fit_groups(struct backend *be, enum fit_method method, const struct grid *grid,
+		   const float *w, size_t rows, size_t cols, const double *h, float *scales,
+		   float *zeros, double *objective, struct err *err);
+int cpu_round_nearest(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		      size_t cols, const float *scales, const float *zeros, uint8_t *codes,
+		      struct err *err);
+int cpu_round_ldlq(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		   size_t cols, const int32_t *perm, const float *u, const float *scales,
+		   const float *zeros, uint8_t *codes, struct err *err);
+int cpu_proxy_loss(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		   size_t cols, const double *h, double damp, const uint8_t *codes,
+		   const float *scales, const float *zeros, double *loss, double *energy,
+		   struct err *err);
+
+#endif

@@ -1,0 +1,48 @@
+/* Opening, closing and the table of the reference backend. It has no state. */
+#include "worker/backend/ref/ref.h"
+
+#include "common/alloc.h"
+
+static struct backend *ref_open(const struct backend_options *options, struct err *err)
+{
+	struct ref_backend *ref;
+
+	if (options->threads < 1) {
+		err_set(err, ERR_INVALID, "threads is %d; it must be at least 1", options->threads);
+		return NULL;
+	}
+	ref = mem_alloc(1, sizeof(*ref));
+	if (!ref) {
+		err_set_nomem(err, "the ref backend");
+		return NULL;
+	}
+	ref->base.ops = &ref_ops;
+	return &ref->base;
+}
+
+static void ref_close(struct backend *be)
+{
+	mem_free(be);
+}
+
+static const char *ref_identity(struct backend *be)
+{
+	(void)be;
+	return "ref float64";
+}
+
+const struct backend_ops ref_ops = {
+	.name = "ref",
+	.open = ref_open,
+	.close = ref_close,
+	.identity = ref_identity,
+	.rms_norm = ref_rms_norm,
+	.block_forward = ref_block_forward,
+	.head_tile = ref_head_tile,
+	.gram_add = ref_gram_add,
+	.factor = ref_factor,
+	.fit_groups = ref_fit_groups,
+	.round_nearest = ref_round_nearest,
+	.round_ldlq = ref_round_ldlq,
+	.proxy_loss = ref_proxy_loss,
+};

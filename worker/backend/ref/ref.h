@@ -1,0 +1,46 @@
+/* ref.h - the reference backend: plain C, double precision inside, one thread.
+ *
+ * It is the specification: each operation says in the simplest way what backend.h promises, sums run in
+ * index order, and only inputs and outputs are float32. It calls no library but libm. Speed matters
+ * only so far as tests on tiny models must end.
+ */
+#ifndef QUARRY_WORKER_BACKEND_REF_REF_H
+#define QUARRY_WORKER_BACKEND_REF_REF_H
+
+#include "worker/backend/backend.h"
+
+struct ref_backend { struct backend base; };
+
+extern const struct backend_ops ref_ops;
+
+/* forward.c, head.c, gram.c */
+int ref_rms_norm(struct backend *be, const float *x, const float *weight, float eps, size_t rows,
+		 size_t cols, float *y, struct err *err);
+int ref_block_forward(struct backend *be, const struct block_shape *shape,
+		      const struct block_weights *w, const struct rope_table *rope, const float *x,
+		      size_t n_seq, size_t seq_len, float *y, block_tap tap, void *tap_ctx,
+		      struct err *err);
+int ref_head_tile(struct backend *be, const float *x, size_t rows, size_t hidden, const float *w,
+		  size_t tile_rows, int32_t first_id, const int32_t *targets,
+		  struct head_state *state, struct err *err);
+int ref_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
+		 struct err *err);
+
+/* the quantization half */
+int ref_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
+	       float *u, struct err *err);
+int ref_fit_groups(struct backend *be, enum fit_method method, const struct grid *grid,
+		   const float *w, size_t rows, size_t cols, const double *h, float *scales,
+		   float *zeros, double *objective, struct err *err);
+int ref_round_nearest(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		      size_t cols, const float *scales, const float *zeros, uint8_t *codes,
+		      struct err *err);
+int ref_round_ldlq(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		   size_t cols, const int32_t *perm, const float *u, const float *scales,
+		   const float *zeros, uint8_t *codes, struct err *err);
+int ref_proxy_loss(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		   size_t cols, const double *h, double damp, const uint8_t *codes,
+		   const float *scales, const float *zeros, double *loss, double *energy,
+		   struct err *err);
+
+#endif

@@ -1,0 +1,17 @@
+/* shape.h - checks of shapes and finite values shared by the backends. Pure, thread-safe. */
+#ifndef QUARRY_WORKER_BACKEND_SHAPE_H
+#define QUARRY_WORKER_BACKEND_SHAPE_H
+
+#include "worker/backend/backend.h"
+
+/* Every dimension is 1 .. BACKEND_DIM_MAX, so that a product of two fits size_t and one fits a BLAS int. */
+enum { BACKEND_DIM_MAX = 1 << 24 };
+
+/* heads a multiple of kv_heads, head_dim even, dimensions and row counts in range (ERR_INVALID). */
+int block_shape_check(const struct block_shape *shape, size_t n_seq, size_t seq_len, struct err *err);
+/* (rows, cols) with cols in range; rows * cols does not overflow. `what` names the operation. */
+int matrix_shape_check(const char *what, size_t rows, size_t cols, struct err *err);
+/* ERR_NUMERIC: "<what> gave a value that is not finite". Returns -1. */
+int err_set_not_finite(struct err *err, const char *what);
+
+#endif
