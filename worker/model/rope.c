@@ -7,7 +7,8 @@
 
 static double llama3_frequency(const struct rope_config *c, double frequency)
 {
-	const double turns = c->original_max_position * frequency / (2 * M_PI); /* over the original context */
+	/* over the original context */
+	const double turns = c->original_max_position * frequency / (2 * M_PI);
 	double blend;
 
 	if (turns > c->high_freq_factor)

@@ -4,7 +4,8 @@
  * libraries that know only an older version. A row already known to the library is harmless.
  * uni_norm_unknown: code points that the tokenizers package passes through normalization as plain
  * starters, because its tables end with Unicode 10 (ranges are widened over code points that take
- * no part in normalization at all).
+ * no part in normalization at all). U+11A7 is there because utf8proc takes it for a trailing Hangul
+ * consonant, which only U+11A8 and up are.
  */
 #include "worker/model/tokenizer_unicode.h"
 
@@ -57,7 +58,8 @@ const size_t uni_recent_count = sizeof(uni_recent) / sizeof(uni_recent[0]);
 const struct uni_range uni_norm_unknown[] = {
 	{ 0x558, 0x558, "" }, { 0x58B, 0x58C, "" }, { 0x5C8, 0x5C9, "" }, { 0x7FD, 0x7FD, "" },
 	{ 0x897, 0x8D3, "" }, { 0x9FE, 0x9FE, "" }, { 0xC3C, 0xC3C, "" }, { 0xD3B, 0xD3C, "" },
-	{ 0xEBA, 0xEBA, "" }, { 0x1715, 0x1715, "" }, { 0x1ABF, 0x1AF0, "" }, { 0x1DF6, 0x1DFA, "" },
+	{ 0xEBA, 0xEBA, "" }, { 0x11A7, 0x11A7, "" },
+	{ 0x1715, 0x1715, "" }, { 0x1ABF, 0x1AF0, "" }, { 0x1DF6, 0x1DFA, "" },
 	{ 0x209D, 0x209F, "" }, { 0x32FF, 0x32FF, "" }, { 0xA7F1, 0xA7F4, "" }, { 0xA82C, 0xA82C, "" },
 	{ 0xAB69, 0xAB69, "" }, { 0x105C9, 0x107BF, "" }, { 0x10D24, 0x10F85, "" },
 	{ 0x11070, 0x11070, "" }, { 0x1133B, 0x1133B, "" }, { 0x11382, 0x11391, "" },

@@ -214,7 +214,7 @@ static void start_coarse(struct search *f)
 	const int narrow = f->grid->bits > 6 ? SCALES_WIDE : SCALES;
 	const int scales = f->rule.fixed ? SCALES_FIXED : narrow;
 	const double smallest = fmin(1.6 / f->levels, f->largest / 2);
-	const double top = f->largest * (f->rule.fixed ? 1.45 : 1.2);
+	const double top = f->largest * (f->rule.fixed ? 1.45 : f->grid->bits > 6 ? 1.05 : 1.2);
 	const double ratio = pow(top / smallest, 1.0 / (scales - 1));
 	const double far = fmax(f->high - f->origin, f->origin - f->low);
 	double s = top;

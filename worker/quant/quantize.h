@@ -1,0 +1,47 @@
+/* quantize.h - one linear module from weights and H to codes, scales and zero-points.
+ *
+ * The order of steps (initialize, round, measure) and their safeguards live here; the arithmetic
+ * is the backend's. Pure: no I/O, clock, threads or logging. Caller frees with *_deinit.
+ */
+#ifndef QUARRY_WORKER_QUANT_QUANTIZE_H
+#define QUARRY_WORKER_QUANT_QUANTIZE_H
+
+#include "worker/backend/backend.h"
+
+/* What the modules of one input site share. */
+struct quant_site {
+	size_t cols;            /* K */
+	const double *h;        /* (K,K) mean of x x^T, borrowed */
+	double *diag;           /* (K) damped diagonal */
+	int32_t *perm;          /* (K) columns by decreasing damped diagonal, ties by index */
+	float *u;               /* (K,K) factor, NULL until a module needs LDLQ */
+	double damp;            /* what was added to the diagonal in the end */
+	int damp_retries;       /* times it was raised ten-fold (kept for the report) */
+};
+
+/* damp_fraction (0.01) of the mean diagonal is added; when need_factor, factorization failures raise it
+ * ten-fold up to 5 times. A zero H (no activation) is ERR_NUMERIC. */
+int quant_site_init(struct quant_site *site, struct backend *be, const double *h, size_t cols,
+		    double damp_fraction, bool need_factor, struct err *err);
+void quant_site_deinit(struct quant_site *site);
+
+struct quant_options {
+	struct grid grid;
+	enum fit_method method;
+	bool ldlq;              /* false: nearest */
+};
+
+struct quant_result {
+	uint8_t *codes;         /* (N,K) */
+	float *scales, *zeros;  /* (N,G) */
+	double init_objective;  /* sum over groups after initialization */
+	double loss_nearest;    /* proxy loss with nearest codes (before error feedback) */
+	double loss;            /* proxy loss trace(E H E^T) of the result */
+	double energy;          /* trace(W H W^T): loss / energy is the relative error */
+};
+
+int quant_module(struct quant_result *out, struct backend *be, const struct quant_site *site,
+		 const struct quant_options *options, const float *w, size_t rows, struct err *err);
+void quant_result_deinit(struct quant_result *r);
+
+#endif
