@@ -75,7 +75,8 @@ static bool gather_entries(struct checkpoint *ck, struct findings *f)
 	for (size_t i = 0; i < ck->file_count; i++)
 		total += ck->files[i].header.count;
 	if (total > ST_TENSORS_MAX) {
-		findings_add(f, ERR_CORRUPT, "the checkpoint holds %zu tensors; at most %d are accepted", total,
+		findings_add(f, ERR_CORRUPT, "the checkpoint holds %zu tensors; at most %d are accepted",
+			     total,
 			     ST_TENSORS_MAX);
 		return false;
 	}
@@ -180,11 +181,12 @@ static int check_tensor(void *ctx, const struct model_tensor *want)
 	file = c->ck->files[entry->file].name;
 	entry->wanted = true;
 	if (!is_float(t->dtype))
-		findings_add(c->f, ERR_UNSUPPORTED, "%s: tensor \"%s\" is %s; supported are BF16, F16 and F32",
+		findings_add(c->f, ERR_UNSUPPORTED, "%s: tensor \"%s\" is %s; supported are BF16, F16 and "
+			     "F32",
 			     file, t->name, st_dtype_name(t->dtype));
 	if (t->ndim != ndim || t->shape[0] != want->dim[0] || (ndim == 2 && t->shape[1] != want->dim[1]))
-		findings_add(c->f, ERR_CORRUPT, "%s: tensor \"%s\" has %u dimensions, %llu x %llu; config.json "
-			     "asks for %u, %zu x %zu", file, t->name, t->ndim,
+		findings_add(c->f, ERR_CORRUPT, "%s: tensor \"%s\" has %u dimensions, %llu x %llu; "
+			     "config.json asks for %u, %zu x %zu", file, t->name, t->ndim,
 			     (unsigned long long)(t->ndim > 0 ? t->shape[0] : 1),
 			     (unsigned long long)(t->ndim > 1 ? t->shape[1] : 1), ndim, want->dim[0],
 			     ndim == 2 ? want->dim[1] : 1);
@@ -216,8 +218,8 @@ static void check_tensors(struct checkpoint *ck, struct findings *f)
 
 		if (!e->wanted && !is_ignored(ck, e->tensor->name))
 			findings_add(f, ERR_UNSUPPORTED, "%s: tensor \"%s\" is no part of a %s model of this "
-				     "configuration", ck->files[e->file].name, utf8_show(shown, e->tensor->name),
-				     ck->config.family);
+				     "configuration", ck->files[e->file].name,
+				     utf8_show(shown, e->tensor->name), ck->config.family);
 	}
 }
 

@@ -44,8 +44,8 @@ static void refuse_missing(struct checkpoint *ck, struct findings *f)
 		int found = probe(ck, f, pickles[i], &bytes);
 
 		if (found > 0)
-			findings_add(f, ERR_UNSUPPORTED, "%s holds weights as pickle (%s), a format that can run "
-				     "code when it is read: convert them to safetensors first",
+			findings_add(f, ERR_UNSUPPORTED, "%s holds weights as pickle (%s), a format that "
+				     "can run code when it is read: convert them to safetensors first",
 				     ck->source->label, pickles[i]);
 		if (found != 0)
 			return;
@@ -65,11 +65,12 @@ static int compare_texts(const void *a, const void *b)
  * the map. NULL after noting a problem. */
 static const char **collect_names(struct findings *f, const struct json *map, size_t *count)
 {
+	const struct err nomem = { .code = ERR_NOMEM, .text = "out of memory for the index" };
 	const char **names = mem_alloc(json_size(map), sizeof(*names));
 	size_t n = 0, unique = 0;
 
 	if (!names) {
-		findings_add_err(f, &(struct err){ .code = ERR_NOMEM, .text = "out of memory for the index" });
+		findings_add_err(f, &nomem);
 		return NULL;
 	}
 	for (const struct json *m = json_first(map); m; m = json_next(m)) {
@@ -79,8 +80,8 @@ static const char **collect_names(struct findings *f, const struct json *map, si
 		if (name && path_is_plain_name(name))
 			names[n++] = name;
 		else
-			findings_add(f, ERR_CORRUPT, CHECKPOINT_INDEX_NAME " puts tensor \"%s\" into \"%s\", which "
-				     "is not the plain name of a file beside it",
+			findings_add(f, ERR_CORRUPT, CHECKPOINT_INDEX_NAME " puts tensor \"%s\" into "
+				     "\"%s\", which is not the plain name of a file beside it",
 				     utf8_show(tensor, json_key(m)), utf8_show(file, name ? name : "?"));
 	}
 	if (n > 1)
@@ -122,8 +123,8 @@ static void list_indexed(struct checkpoint *ck, struct findings *f, const struct
 	size_t count = 0;
 
 	if (json_type(map) != JSON_OBJECT || !json_first(map)) {
-		findings_add(f, ERR_CORRUPT, CHECKPOINT_INDEX_NAME ": \"weight_map\" must be an object that names "
-			     "the file of each tensor");
+		findings_add(f, ERR_CORRUPT, CHECKPOINT_INDEX_NAME ": \"weight_map\" must be an object that "
+			     "names the file of each tensor");
 		return;
 	}
 	names = collect_names(f, map, &count);

@@ -25,12 +25,14 @@ static int find_span(struct checkpoint *ck, const char *name, uint64_t row, uint
 	const struct st_tensor *t = checkpoint_find(ck, name, &file);
 
 	if (!t)
-		return err_set(err, ERR_NOT_FOUND, "there is no tensor \"%s\" in %s", name, ck->source->label);
+		return err_set(err, ERR_NOT_FOUND, "there is no tensor \"%s\" in %s", name,
+			       ck->source->label);
 	if (t->ndim < 1 || t->ndim > 2 || (t->dtype != ST_BF16 && t->dtype != ST_F16 && t->dtype != ST_F32))
 		return err_set(err, ERR_UNSUPPORTED, "%s: tensor \"%s\" is not a float vector or matrix",
 			       file->name, name);
 	if (row > t->shape[0] || rows > t->shape[0] - row)
-		return err_set(err, ERR_INVALID, "%s: tensor \"%s\" has %llu rows; rows %llu to %llu were asked for",
+		return err_set(err, ERR_INVALID, "%s: tensor \"%s\" has %llu rows; rows %llu to %llu were "
+			       "asked for",
 			       file->name, name, (unsigned long long)t->shape[0], (unsigned long long)row,
 			       (unsigned long long)(row + rows));
 	span->tensor = t;
@@ -52,11 +54,12 @@ static int check_finite(const struct span *span, const float *values, uint64_t f
 		if (isfinite(values[i]))
 			continue;
 		if (span->tensor->ndim == 1)
-			return err_set(err, ERR_CORRUPT, "%s: element %llu of tensor \"%s\" is %s; weights must be "
+			return err_set(err, ERR_CORRUPT, "%s: element %llu of tensor \"%s\" is %s; weights "
+				       "must be "
 				       "finite", span->file, (unsigned long long)at, span->tensor->name,
 				       isnan(values[i]) ? "NaN" : "infinite");
-		return err_set(err, ERR_CORRUPT, "%s: element [%llu, %llu] of tensor \"%s\" is %s; weights must be "
-			       "finite", span->file, (unsigned long long)(at / span->cols),
+		return err_set(err, ERR_CORRUPT, "%s: element [%llu, %llu] of tensor \"%s\" is %s; weights "
+			       "must be finite", span->file, (unsigned long long)(at / span->cols),
 			       (unsigned long long)(at % span->cols), span->tensor->name,
 			       isnan(values[i]) ? "NaN" : "infinite");
 	}
@@ -109,5 +112,6 @@ int checkpoint_read_raw(struct checkpoint *ck, const char *name, uint64_t row, u
 
 	if (find_span(ck, name, row, rows, &span, err) != 0)
 		return -1;
-	return ck->source->read(ck->source, span.file, span.offset, out, (size_t)span.count * span.width, err);
+	return ck->source->read(ck->source, span.file, span.offset, out, (size_t)span.count * span.width,
+				err);
 }

@@ -80,7 +80,7 @@ void json_remove(struct json *object, const char *key);
 
 /* Compact or indented text, NUL-terminated; free with mem_free(). NULL when out of memory.
  * Integral numbers up to 2^53 print without a fraction; others with the fewest
- * digits that read back to the same double. Members keep their order. */
+ * digits that read back to the same double; NaN and infinity as null. Members keep their order. */
 char *json_print(const struct json *value, bool pretty);
 /* Appends `text` (UTF-8) quoted and escaped; a failure sticks in the buffer. */
 void json_append_string(struct buf *out, const char *text);

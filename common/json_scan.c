@@ -59,14 +59,21 @@ static void skip_space(struct json_scan *s)
 
 /* --- strings ------------------------------------------------------------------ */
 
+static int hex_digit(int c)
+{
+	if (is_digit(c))
+		return c - '0';
+	c |= 32; /* lower case */
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 /* Four hex digits at `p`, or -1. */
 static long hex4(const char *p)
 {
 	long value = 0;
 
 	for (int i = 0; i < 4; i++) {
-		int c = (unsigned char)p[i];
-		int digit = is_digit(c) ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+		int digit = hex_digit((unsigned char)p[i]);
 
 		if (digit < 0)
 			return -1;

@@ -141,8 +141,8 @@ static void read_biases(struct findings *f, struct model_config *mc, const struc
 	switch (family->attention_bias) {
 	case BIAS_NONE:
 		if (attention)
-			findings_add(f, ERR_UNSUPPORTED, "\"attention_bias\" is true, which the family %s does "
-				     "not have", family->model_type);
+			findings_add(f, ERR_UNSUPPORTED, "\"attention_bias\" is true, which the family %s "
+				     "does not have", family->model_type);
 		break;
 	case BIAS_OPTION:
 		mc->qkv_bias = mc->o_bias = attention;
@@ -231,7 +231,8 @@ static void refuse_layer_types(struct findings *f, const struct json *config, si
 	if (!types)
 		return;
 	if (json_type(types) != JSON_ARRAY || json_size(types) != layers) {
-		findings_add(f, ERR_INVALID, "\"layer_types\" must be an array of %zu names, one a layer", layers);
+		findings_add(f, ERR_INVALID, "\"layer_types\" must be an array of %zu names, one a layer",
+			     layers);
 		return;
 	}
 	for (const struct json *t = json_first(types); t; t = json_next(t)) {
@@ -248,6 +249,7 @@ static void refuse_window(struct findings *f, const struct model_config *mc, con
 			  const struct model_family *family)
 {
 	const struct json *key = json_get(config, "sliding_window");
+	const char *what = key ? "\"sliding_window\"" : "the family's default \"sliding_window\"";
 	bool by_switch = family->window == WINDOW_SWITCH;
 	size_t window;
 
@@ -260,9 +262,8 @@ static void refuse_window(struct findings *f, const struct model_config *mc, con
 	window = read_size(f, config, "sliding_window", (size_t)1 << 40, family->default_window);
 	if (window < mc->max_position)
 		findings_add(f, ERR_UNSUPPORTED, "%s of %zu is shorter than \"max_position_embeddings\" %zu: "
-			     "sliding-window attention is not supported (null, or a window at least that long, "
-			     "is accepted)", key ? "\"sliding_window\"" : "the family's default \"sliding_window\"",
-			     window, mc->max_position);
+			     "sliding-window attention is not supported (null, or a window at least that "
+			     "long, is accepted)", what, window, mc->max_position);
 }
 
 /* --- the whole ---------------------------------------------------------------- */
@@ -283,7 +284,8 @@ static const struct model_family *read_family(struct findings *f, struct model_c
 	}
 	architecture = architectures ? json_string(json_first(architectures), "") : family->architecture;
 	if (strcmp(architecture, family->architecture) != 0)
-		findings_add(f, ERR_UNSUPPORTED, "\"architectures\" begins with \"%s\"; for \"model_type\" \"%s\" "
+		findings_add(f, ERR_UNSUPPORTED, "\"architectures\" begins with \"%s\"; for \"model_type\" "
+			     "\"%s\" "
 			     "only %s is supported", utf8_show(shown, architecture), family->model_type,
 			     family->architecture);
 	snprintf(mc->family, sizeof(mc->family), "%s", family->model_type);

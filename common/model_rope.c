@@ -80,8 +80,8 @@ static void refuse_per_layer(struct findings *f, const struct json *rope)
 
 		if (json_type(m) != JSON_OBJECT)
 			continue;
-		findings_add(f, ERR_UNSUPPORTED, "the rotary embedding is given per layer type (\"%s\"), which "
-			     "is not supported", utf8_show(shown, json_key(m)));
+		findings_add(f, ERR_UNSUPPORTED, "the rotary embedding is given per layer type (\"%s\"), "
+			     "which is not supported", utf8_show(shown, json_key(m)));
 		return;
 	}
 }
@@ -110,7 +110,8 @@ void model_rope_read(struct findings *f, struct rope_config *out, const struct j
 
 	*out = (struct rope_config){ .type = ROPE_DEFAULT, .factor = 1 };
 	if (newer && older && !agree(newer, older))
-		findings_add(f, ERR_INVALID, "\"rope_parameters\" and \"rope_scaling\" contradict each other");
+		findings_add(f, ERR_INVALID, "\"rope_parameters\" and \"rope_scaling\" contradict each "
+			     "other");
 	out->theta = read_number(f, rope, "rope_theta", 1, theta);
 	if (newer && json_type(json_get(config, "rope_theta")) == JSON_NUMBER && out->theta != theta)
 		findings_add(f, ERR_INVALID, "\"rope_theta\" is %g at the top and %g in \"rope_parameters\"",
@@ -119,8 +120,8 @@ void model_rope_read(struct findings *f, struct rope_config *out, const struct j
 		return;
 	refuse_per_layer(f, rope);
 	if (read_number(f, rope, "partial_rotary_factor", 0, 1) != 1)
-		findings_add(f, ERR_UNSUPPORTED, "\"partial_rotary_factor\" of the rotary embedding must be 1: "
-			     "partial rotary embedding is not supported");
+		findings_add(f, ERR_UNSUPPORTED, "\"partial_rotary_factor\" of the rotary embedding must be "
+			     "1: partial rotary embedding is not supported");
 	read_type(f, out, rope);
 	if (out->type != ROPE_DEFAULT)
 		out->factor = read_number(f, rope, "factor", 1, -1);

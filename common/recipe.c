@@ -138,7 +138,8 @@ static int read_evals(struct findings *f, const struct json *value, struct recip
 	size_t count = json_type(value) == JSON_ARRAY ? json_size(value) : 1;
 
 	if (count > RECIPE_EVALS_MAX)
-		return findings_add(f, ERR_INVALID, "\"eval\" names %zu texts; at most %d are accepted", count,
+		return findings_add(f, ERR_INVALID, "\"eval\" names %zu texts; at most %d are accepted",
+				    count,
 				    RECIPE_EVALS_MAX);
 	clear_evals(r);
 	if (count == 0 || (count == 1 && says_none(one)))
@@ -162,11 +163,11 @@ static int check_format(struct findings *f, const char *name, const struct recip
 	while (known_formats[known] && strcmp(known_formats[known], name) != 0)
 		known++;
 	if (!known_formats[known])
-		return findings_add(f, ERR_INVALID, "\"format\" names \"%s\", which is unknown; accepted are dense "
-				    "and packed", utf8_show(shown, name));
+		return findings_add(f, ERR_INVALID, "\"format\" names \"%s\", which is unknown; accepted "
+				    "are dense and packed", utf8_show(shown, name));
 	if (known >= FORMATS_WRITTEN)
-		return findings_add(f, ERR_UNSUPPORTED, "\"format\" names \"%s\", which this version does not "
-				    "write; accepted are dense and packed", name);
+		return findings_add(f, ERR_UNSUPPORTED, "\"format\" names \"%s\", which this version does "
+				    "not write; accepted are dense and packed", name);
 	for (size_t i = 0; i < r->format_count; i++)
 		if (strcmp(r->formats[i], name) == 0)
 			return findings_add(f, ERR_INVALID, "\"format\" names \"%s\" twice", name);
@@ -208,7 +209,8 @@ static int read_only_none(struct findings *f, const char *key, const struct json
 
 	if (says_none(value))
 		return 0;
-	return findings_add(f, ERR_UNSUPPORTED, "\"%s\" accepts only \"none\" in this version, not \"%s\"", key,
+	return findings_add(f, ERR_UNSUPPORTED, "\"%s\" accepts only \"none\" in this version, not \"%s\"",
+			    key,
 			    utf8_show(shown, json_string(value, "?")));
 }
 

@@ -37,7 +37,8 @@ int recipe_read_int(struct findings *f, const char *key, const struct json *valu
 {
 	if (json_int(value, out) && *out >= min && *out <= max)
 		return 0;
-	return findings_add(f, ERR_INVALID, "\"%s\" must be an integer from %lld to %lld", key, (long long)min,
+	return findings_add(f, ERR_INVALID, "\"%s\" must be an integer from %lld to %lld", key,
+			    (long long)min,
 			    (long long)max);
 }
 
@@ -63,7 +64,8 @@ int recipe_read_word(struct findings *f, const char *key, const struct json *val
 		if (strcmp(words[i], word) == 0)
 			return i;
 	recipe_join_words(words, list, sizeof(list));
-	return findings_add(f, ERR_INVALID, "\"%s\" must be %s, not \"%s\"", key, list, utf8_show(shown, word));
+	return findings_add(f, ERR_INVALID, "\"%s\" must be %s, not \"%s\"", key, list,
+			    utf8_show(shown, word));
 }
 
 /* --- the settings of a module ------------------------------------------------- */
@@ -86,8 +88,8 @@ static int read_group_size(struct findings *f, const struct json *value, struct 
 		out->group_size = size;
 		return 0;
 	}
-	return findings_add(f, ERR_INVALID, "\"group_size\" must be an integer from 1 to %d, or -1 for one group "
-			    "per output channel", GROUP_SIZE_MAX);
+	return findings_add(f, ERR_INVALID, "\"group_size\" must be an integer from 1 to %d, or -1 for one "
+			    "group per output channel", GROUP_SIZE_MAX);
 }
 
 static int read_symmetric(struct findings *f, const struct json *value, struct recipe_override *out)

@@ -14,7 +14,8 @@
 enum { GROUP_SIZE_MAX = 1 << 20 };
 
 /* An override that keeps everything. */
-#define RECIPE_KEEP_ALL ((struct recipe_override){ .method = -1, .zero_point = -1, .symmetric = -1, .rounding = -1 })
+#define RECIPE_KEEP_ALL \
+	((struct recipe_override){ .method = -1, .zero_point = -1, .symmetric = -1, .rounding = -1 })
 
 /* Reads the setting `key` into *out. 0 = read, -1 = noted as a problem, 1 = not a setting. */
 int recipe_setting_read(struct findings *f, const char *key, const struct json *value,

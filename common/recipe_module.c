@@ -55,10 +55,13 @@ int recipe_check_group(size_t cols, int64_t group_size, const char *module, stru
 	if (group_size == -1 || (group_size > 0 && cols % (uint64_t)group_size == 0))
 		return 0;
 	list_divisors(cols, list, sizeof(list));
-	if (problems)
-		problems_add(problems, "%s has %zu input channels, which groups of %lld do not divide; %s%s%s-1 "
-			     "(one group per output channel) %s", utf8_show(shown, module), cols,
-			     (long long)group_size, list[0] ? "these do: " : "", list, list[0] ? ", and " : "",
-			     list[0] ? "always fits" : "fits");
+	utf8_show(shown, module);
+	if (problems && list[0])
+		problems_add(problems, "%s has %zu input channels, which groups of %lld do not divide; these "
+			     "do: %s, and -1 (one group per output channel) always fits", shown, cols,
+			     (long long)group_size, list);
+	else if (problems)
+		problems_add(problems, "%s has %zu input channels, which groups of %lld do not divide; -1 "
+			     "(one group per output channel) fits", shown, cols, (long long)group_size);
 	return -1;
 }

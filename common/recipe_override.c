@@ -98,7 +98,8 @@ static int read_member(struct findings *f, const struct json *member, struct rec
 	if (strcmp(key, "match") == 0)
 		return 0;
 	if (strcmp(key, "skip") != 0)
-		return findings_add(f, ERR_INVALID, "unknown field \"%s\"; known are match, skip, bits, group_size, "
+		return findings_add(f, ERR_INVALID, "unknown field \"%s\"; known are match, skip, bits, "
+				    "group_size, "
 				    "method, zero_point, symmetric and rounding", utf8_show(shown, key));
 	if (json_type(member) != JSON_BOOL)
 		return findings_add(f, ERR_INVALID, "\"skip\" must be true or false");

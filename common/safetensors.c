@@ -156,8 +156,8 @@ static int check_header(struct st_header *h, uint64_t file_size, struct err *err
 		return -1;
 	sort(h, by_name);
 	if (!u64_add(h->data_start, data_bytes, &total) || total != file_size)
-		return err_set(err, ERR_CORRUPT, "the header describes %llu bytes of data, but %llu follow it "
-			       "(%s)", (unsigned long long)data_bytes,
+		return err_set(err, ERR_CORRUPT, "the header describes %llu bytes of data, but %llu follow "
+			       "it (%s)", (unsigned long long)data_bytes,
 			       (unsigned long long)(file_size - h->data_start),
 			       total > file_size ? "truncated?" : "something was appended?");
 	return 0;

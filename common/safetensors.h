@@ -2,7 +2,8 @@
  *
  * File = u64 LE n, n bytes of JSON header, data. The reader rejects everything the format's
  * reference implementation rejects (docs/formats.md lists the rules) plus duplicate names and
- * more than ST_TENSORS_MAX tensors. It never trusts a size: all products are checked.
+ * more than ST_TENSORS_MAX tensors or ST_DIMS_MAX dimensions, duplicate or null metadata, and NULs
+ * in names and metadata. It never trusts a size: all products are checked.
  */
 #ifndef QUARRY_COMMON_SAFETENSORS_H
 #define QUARRY_COMMON_SAFETENSORS_H

@@ -52,7 +52,8 @@ static int expect(struct parser *p, enum json_token wanted, const char *what, st
 
 	if (next(p, &token, err) != 0)
 		return -1;
-	return token == wanted ? 0 : err_set(err, ERR_CORRUPT, "its header: %s (byte %zu)", what, p->scan.pos);
+	return token == wanted ? 0 : err_set(err, ERR_CORRUPT, "its header: %s (byte %zu)", what,
+					     p->scan.pos);
 }
 
 /* --- tensors ------------------------------------------------------------------ */

@@ -60,8 +60,9 @@ static int use_file(struct source_dir *d, const char *file, struct err *err)
 	int fd;
 
 	if (!path_is_plain_name(file))
-		return err_set(err, ERR_INVALID, "\"%s\" is not the plain name of a file in %s: only letters, "
-			       "digits, '.', '_' and '-' are accepted", utf8_show(shown, file), d->base.label);
+		return err_set(err, ERR_INVALID, "\"%s\" is not the plain name of a file in %s: only "
+			       "letters, digits, '.', '_' and '-' are accepted", utf8_show(shown, file),
+			       d->base.label);
 	if (d->file_fd >= 0 && strcmp(d->file_name, file) == 0)
 		return 0;
 	close_file(d);
