@@ -38,6 +38,7 @@ lib_objs = $(call obj,$(filter-out %/main.c,$(src_$(1))))
 
 programs := $(OUT)/quarry-server $(OUT)/quarry-worker $(OUT)/quarry
 unit_tests := $(patsubst tests/unit/%.c,$(OUT)/tests/%,$(src_tests))
+test_tools := $(patsubst tests/tools/%.c,$(OUT)/tools/%,$(wildcard tests/tools/*.c))
 system_tests := $(sort $(wildcard tests/system/test_*.sh tests/system/test_*.py))
 
 .PHONY: all help
@@ -106,12 +107,17 @@ $(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)
 
+$(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
+	@mkdir -p $(@D)
+	$(call link,worker)
+
 -include $(shell find $(OUT)/obj -name '*.d' 2>/dev/null)
 .SECONDARY:
 
 # --- targets ---------------------------------------------------------------------
 
 ## all           build/quarry-server, build/quarry-worker, build/quarry
+## deps          install the Debian packages that are missing
 ## check         every test; the last line is "N passed, N failed"
 ## check-unit    the C tests (T="name ..." picks some)
 ## check-system  the tests that run the built programs (T="name ..." picks some)
@@ -120,23 +126,34 @@ $(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
 ## bench         measurements, as ratios to a limit or rival of the same run
 ## install       programs into $(DESTDIR)$(PREFIX)/bin
 ## clean         remove $(OUT)
-.PHONY: check check-unit check-system check-source check-server demo bench install clean tests
+.PHONY: deps deps-tests check-run demo-run check check-unit check-system check-source check-server demo bench install clean tests
 picked = $(if $(T),$(foreach t,$(T),$(filter %/test_$(t) %/test_$(t).sh %/test_$(t).py,$(1))),$(1))
 
-tests: $(programs) $(unit_tests)
+tests: $(programs) $(unit_tests) $(test_tools)
 
-check: tests
+# Packages come first, then a fresh make: this one has asked pkg-config already.
+deps:
+	@deploy/install-deps.sh
+deps-tests:
+	@deploy/install-deps.sh --tests
+all_cores = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+check: deps-tests
+	@$(MAKE) --no-print-directory $(all_cores) check-run
+demo: deps
+	@$(MAKE) --no-print-directory $(all_cores) -s demo-run
+
+check-run: tests
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run deploy/check-source $(unit_tests) $(system_tests)
 check-unit: $(call picked,$(unit_tests)) $(programs)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(unit_tests))
-check-system: $(programs)
+check-system: $(programs) $(test_tools)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(system_tests))
 check-server: $(programs) $(filter $(OUT)/tests/test_server_% $(OUT)/tests/test_store_% $(OUT)/tests/test_engine_%,$(unit_tests))
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(filter %.c %/test_server_% %/test_store_% %/test_engine_%,$^) $(filter %/test_server_%,$(system_tests))
 check-source:
 	deploy/check-source
 
-demo: $(programs)
+demo-run: $(programs)
 	deploy/demo $(OUT)
 
 bench: $(programs) $(patsubst bench/%.c,$(OUT)/bench/%,$(src_bench))

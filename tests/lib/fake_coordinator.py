@@ -33,12 +33,13 @@ class Coordinator:
         self.tasks = {}
         self.ready = []
         self.blobs, self.uploads = {}, {}
-        self.model_files = {}   # name -> bytes
+        self.models = {}        # id -> name -> bytes
         self.rules = []
         self.worker = "w_1"
         self.registered = []
         self.leases = []        # bodies of lease requests
         self.poll_seconds = 25
+        self.given_up = lambda: None    # a test's reason to wait no longer, or None
         self.server = None
         self.port = 0
 
@@ -128,9 +129,10 @@ class Coordinator:
                 if value:
                     return value
                 left = deadline - time.monotonic()
-                if left <= 0:
+                why = f"waited {seconds} s" if left <= 0 else self.given_up()
+                if why:
                     seen = "\n".join(f"{r['method']} {r['path']} -> {r.get('status')}" for r in self.requests[-40:])
-                    raise AssertionError(f"waited {seconds} s for {what}; requests so far:\n{seen}")
+                    raise AssertionError(f"{why} for {what}; requests so far:\n{seen}")
                 self.changed.wait(min(left, 1))
 
     def count(self, method, pattern):
@@ -197,12 +199,11 @@ class Coordinator:
                    "at": time.monotonic()}
         if "json" in handler.headers.get("Content-Type", ""):
             request["body"] = json.loads(body)
-        original = handler.send_response
 
         def remember(status, *rest):
             request["status"] = status
-            original(status, *rest)
-        handler.send_response = remember
+            type(handler).send_response(handler, status, *rest)
+        handler.send_response = remember    # of this request only: connections are kept
         chosen = None
         with self.changed:
             self.requests.append(request)
@@ -232,7 +233,7 @@ class Coordinator:
                 ("POST", r"/v1/leases$", self.lease),
                 ("POST", r"/v1/leases/([\w-]+)/(heartbeat|complete|fail|release)$", self.about_task),
                 ("GET", r"/v1/blobs/([0-9a-f]{64})$", self.get_blob),
-                ("GET", r"/v1/models/m_1/files/([\w.-]+)$", self.get_model_file),
+                ("GET", r"/v1/models/(m_\w+)/files/([\w.-]+)$", self.get_model_file),
                 ("POST", r"/v1/uploads$", self.begin_upload),
                 ("PUT", r"/v1/uploads/u_([0-9a-f]{64})/parts/(\d+)$", self.put_part),
                 ("POST", r"/v1/uploads/u_([0-9a-f]{64})/complete$", self.complete_upload)):
@@ -299,10 +300,11 @@ class Coordinator:
             return self.problem(handler, 404, "not-found", "no such blob")
         return self.send_bytes(handler, self.blobs[digest])
 
-    def get_model_file(self, handler, body, name):
-        if name not in self.model_files:
+    def get_model_file(self, handler, body, model, name):
+        data = self.models.get(model, {}).get(name)
+        if data is None:
             return self.problem(handler, 404, "not-found", "no such file")
-        return self.send_bytes(handler, self.model_files[name])
+        return self.send_bytes(handler, data)
 
     def begin_upload(self, handler, body):
         digest, size = body["sha256"], body["bytes"]

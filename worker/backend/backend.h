@@ -130,10 +130,13 @@ struct backend_ops {
 			     struct err *err);
 	/* LDLQ (equivalent to GPTQ): in the order perm[0], perm[1], ... column perm[j] is rounded to the
 	 * grid of its own group after adding sum over i<j of U[i][j] * (w - what)[perm[i]]. u from factor().
+	 * row_loss (rows), or NULL: sum over j of pivots[j] * (target - what)^2, which is e H e^T of that row when
+	 * pivots (K) is D in the order of perm; pivots may be NULL when row_loss is.
 	 * cpu vs ref: proxy loss <= 1.002 * ref. */
 	int (*round_ldlq)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
-			  size_t cols, const int32_t *perm, const float *u, const float *scales,
-			  const float *zeros, uint8_t *codes, struct err *err);
+			  size_t cols, const int32_t *perm, const float *u, const double *pivots,
+			  const float *scales, const float *zeros, uint8_t *codes, double *row_loss,
+			  struct err *err);
 	/* *loss = trace(E H E^T), E = W - s (q - z), and *energy = trace(W H W^T) (may be NULL); h without
 	 * damping plus `damp` on the diagonal. cpu vs ref: 1e-4 relative. */
 	int (*proxy_loss)(struct backend *be, const struct grid *grid, const float *w, size_t rows,

@@ -102,7 +102,6 @@ struct tokenizer *tokenizer_new(const char *text, size_t len, struct err *err)
 	json_free(root);
 	if (rc == 0)
 		return t;
-	err_prefix(err, "tokenizer.json");
 	tokenizer_free(t);
 	return NULL;
 }

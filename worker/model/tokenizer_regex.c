@@ -183,14 +183,12 @@ static int group(struct regex_pass *p)
 	}
 	if (++p->depth > REGEX_DEPTH_MAX)
 		return regex_refuse(p, at, "nesting this deep");
-	p->last = -1;
 	if (put(p, "(") != 0 || put(p, open) != 0 || alternatives(p) != 0)
 		return -1;
 	if (!take(p, ")"))
 		return regex_refuse(p, at, "a group without its end");
 	p->depth--;
 	p->caseless = outer;
-	p->last = -1;
 	return put(p, ")");
 }
 
@@ -208,9 +206,11 @@ static bool number(struct regex_pass *p, unsigned *out)
 	return p->at > begin;
 }
 
-/* "{2,3}" and its like at p->at: 1 and *quantifier filled; 0 = an ordinary brace. *exact = "{n}". */
-static int interval(struct regex_pass *p, char quantifier[32], bool *exact)
+/* "{2,3}" and its like at p->at, a '?' behind it included where that makes it lazy: 1 and `out`
+ * filled; 0 = an ordinary brace. */
+static int interval(struct regex_pass *p, char out[32])
 {
+	const char *lazy;
 	size_t begin = p->at;
 	unsigned low, high;
 	bool has_low, comma, has_high = false;
@@ -224,13 +224,13 @@ static int interval(struct regex_pass *p, char quantifier[32], bool *exact)
 		p->at = begin;
 		return 0;
 	}
-	*exact = !comma;
+	lazy = comma && take(p, "?") ? "?" : "";
 	if (low > INTERVAL_MAX || (has_high && (high > INTERVAL_MAX || high < low)))
 		return regex_refuse(p, begin, "this repeat count");
 	if (has_high)
-		snprintf(quantifier, 32, "{%u,%u}", low, high);
+		snprintf(out, 32, "{%u,%u}%s", low, high, lazy);
 	else
-		snprintf(quantifier, 32, comma ? "{%u,}" : "{%u}", low);
+		snprintf(out, 32, comma ? "{%u,}%s" : "{%u}%s", low, lazy);
 	return 1;
 }
 
@@ -238,15 +238,9 @@ static int interval(struct regex_pass *p, char quantifier[32], bool *exact)
 static int quantifier(struct regex_pass *p, char out[32])
 {
 	int c = peek(p);
-	bool exact = false;
-	int rc;
 
-	if (c == '{') {
-		rc = interval(p, out, &exact);
-		if (rc > 0 && !exact && take(p, "?"))
-			strcat(out, "?");
-		return rc;
-	}
+	if (c == '{')
+		return interval(p, out);
 	if (c != '*' && c != '+' && c != '?')
 		return 0;
 	p->at++;
@@ -312,7 +306,7 @@ static int atom(struct regex_pass *p)
 		return regex_refuse(p, at, "a repeat of nothing");
 	case '{':
 		p->at = at;
-		if (interval(p, (char[32]){ 0 }, &(bool){ false }) != 0)
+		if (interval(p, (char[32]){ 0 }) != 0)
 			return regex_refuse(p, at, "a repeat of nothing");
 		p->at = at + 1;
 		return put_literal(p, at, cp);

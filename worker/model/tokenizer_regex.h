@@ -23,7 +23,7 @@ struct regex_pass {
 	struct err *err;
 	unsigned depth;
 	bool caseless;
-	int last;               /* the literal just written when nothing came between, else -1 */
+	int last;               /* caseless literal just written, parentheses aside, or -1 */
 };
 int regex_refuse(struct regex_pass *p, size_t at, const char *what);
 /* An escape that stands for one character: p->at is behind the backslash. 1 = yes (*cp), 0 = no,

@@ -89,7 +89,7 @@ static int grow_bytes(struct vocab *v, size_t len)
 
 	if (!size_add(v->bytes_len, len, &need))
 		return -1;
-	if (need <= v->bytes_cap)
+	if (v->bytes && need <= v->bytes_cap)
 		return 0;
 	while (cap < need) {
 		if (!size_mul(cap, 2, &cap))

@@ -15,6 +15,7 @@ struct quant_site {
 	double *diag;           /* (K) damped diagonal */
 	int32_t *perm;          /* (K) columns by decreasing damped diagonal, ties by index */
 	float *u;               /* (K,K) factor, NULL until a module needs LDLQ */
+	double *pivots;         /* (K) its D, in the order of perm; with u */
 	double damp;            /* what was added to the diagonal in the end */
 	int damp_retries;       /* times it was raised ten-fold (kept for the report) */
 };
@@ -34,12 +35,14 @@ struct quant_options {
 struct quant_result {
 	uint8_t *codes;         /* (N,K) */
 	float *scales, *zeros;  /* (N,G) */
-	double init_objective;  /* sum over groups after initialization */
+	double init_objective;  /* sum over groups after initialization, before rounding tries others */
 	double loss_nearest;    /* proxy loss with nearest codes (before error feedback) */
 	double loss;            /* proxy loss trace(E H E^T) of the result */
 	double energy;          /* trace(W H W^T): loss / energy is the relative error */
 };
 
+/* With LDLQ after NeUQI, each row is also rounded with its scales a little smaller and larger, and keeps
+ * what loses least: the objective of the initialization sees only the diagonal of H. */
 int quant_module(struct quant_result *out, struct backend *be, const struct quant_site *site,
 		 const struct quant_options *options, const float *w, size_t rows, struct err *err);
 void quant_result_deinit(struct quant_result *r);

@@ -115,6 +115,10 @@ static void round_rows(void *ctx, size_t item, int worker)
 	for (size_t i = first * job->groups; i < last * job->groups; i++) {
 		const double s = job->in_scales[i], z = job->in_zeros[i];
 
+		if (!(s > 0) || !isfinite(s) || !isfinite(z)) {
+			atomic_store(&job->failed, i / job->groups + 1);
+			continue;
+		}
 		job->k->round(job->w + i * n, n, s, z, 1 << job->grid->bits, job->codes + i * n);
 	}
 }
@@ -129,8 +133,13 @@ int cpu_round_nearest(struct backend *be, const struct grid *grid, const float *
 		.groups = cols / grid->group, .in_scales = scales, .in_zeros = zeros, .codes = codes,
 		.rows_per_item = cols ? ceil_div(ITEM_WEIGHTS, cols) : 1,
 	};
+	size_t failed;
 
-	(void)err;
+	atomic_init(&job.failed, 0);
 	pool_run(cpu->pool, ceil_div(rows, job.rows_per_item), round_rows, &job);
+	failed = atomic_load(&job.failed);
+	if (failed)
+		return err_set(err, ERR_NUMERIC, "a scale or zero-point of row %zu is not usable",
+			       failed - 1);
 	return 0;
 }

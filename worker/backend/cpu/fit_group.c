@@ -8,15 +8,18 @@
 enum {
 	SCALES = 24,            /* geometric, from above the min-max scale down */
 	SCALES_WIDE = 40,       /* at more than 6 bits */
-	SCALES_FIXED = 48,      /* where the zero-point gives no freedom to trade */
-	OUTER = 8,              /* geometric, up from there, for weights all on one side of zero */
+	SCALES_INTEGER = 48,    /* where the zero-point gives little or no freedom to trade */
+	SCALES_SYMMETRIC = 128,
+	OUTER = 16,             /* geometric, up from there, where few weights are far out */
 	POSITIONS = 3,          /* per code step */
 	POSITIONS_MAX = 10,     /* per scale */
 	WALK = 4,               /* steps of the kept ones between rounds */
 	CENTERS = 3,            /* candidates that the first finer round surrounds */
+	PAIRS_MAX = 6000,       /* few weights: starts through two of them */
 	POLISHED = 2,           /* candidates judged in double */
 	POLISH_STEPS = 4,
-	BINS_PER_STEP = 32
+	BINS_PER_STEP = 32,
+	FAR = 5                 /* weighted deviations from the mean, zero included where z is bound */
 };
 
 /* A finer round around the best: scales within +-range of it, ladders shifted by up to +-shift codes. */
@@ -120,18 +123,6 @@ static double minmax_scale(const struct grid *grid, double low, double high, dou
 	return s > 0 ? s : high - origin;
 }
 
-static void offer_minmax(struct search *f)
-{
-	double low = f->m.low, high = f->m.high, s;
-
-	if (f->rule.fixed) {
-		low = fmin(low, 0);
-		high = fmax(high, 0);
-	}
-	s = storable_scale(minmax_scale(f->grid, low, high, 0));
-	offer(f, s, allowed_zero(f, -low / s), NULL);
-}
-
 static void offer_constant(struct search *f, double value)
 {
 	if (value == 0)
@@ -140,6 +131,20 @@ static void offer_constant(struct search *f, double value)
 		offer(f, value > 0 ? value : -value / (f->levels / 2), f->levels / 2, NULL);
 	else
 		offer(f, fabs(value), value > 0 ? 0 : 1, NULL);
+}
+
+static void offer_minmax(struct search *f)
+{
+	double low = f->m.low, high = f->m.high, s;
+
+	if (f->rule.fixed) {
+		low = fmin(low, 0);
+		high = fmax(high, 0);
+	}
+	if (low == high)
+		offer_constant(f, low);
+	s = storable_scale(minmax_scale(f->grid, low, high, 0));
+	offer(f, s, allowed_zero(f, -low / s), NULL);
 }
 
 /* --- starts ---------------------------------------------------------------------------------- */
@@ -209,21 +214,49 @@ static void start_scale(struct search *f, double s)
 		start(f, s, first + at);
 }
 
+/* Every ladder with two weights on two of its codes, when that is few. */
+static void start_pairs(struct search *f)
+{
+	const double pairs = (double)f->n * (double)(f->n - 1) / 2;
+
+	if (pairs * f->levels * (f->levels - 1) / 2 > PAIRS_MAX)
+		return;
+	for (size_t i = 0; i < f->n; i++)
+		for (size_t j = 0; j < f->n; j++)
+			for (int d = 1; d < f->levels && f->points.t[i] < f->points.t[j]; d++)
+				for (int p = 0; p + d < f->levels; p++) {
+					const double s = ((double)f->points.t[j] - f->points.t[i]) / d;
+
+					start(f, s, f->points.t[i] - p * s);
+				}
+}
+
+/* How far above the min-max scale to begin: few weights may happen to lie on a wider ladder. */
+static double top_scale(const struct search *f)
+{
+	if (f->rule.fixed)
+		return f->n <= 32 ? 2 : 1.45;
+	if (f->grid->bits > 6)
+		return 1.05;
+	return f->n <= 32 ? 1.7 : 1.2;
+}
+
 static void start_coarse(struct search *f)
 {
-	const int narrow = f->grid->bits > 6 ? SCALES_WIDE : SCALES;
-	const int scales = f->rule.fixed ? SCALES_FIXED : narrow;
+	const int scales = f->grid->symmetric ? SCALES_SYMMETRIC
+		: f->rule.fixed ? SCALES_INTEGER
+		: f->grid->bits > 6 ? SCALES_WIDE : SCALES;
 	const double smallest = fmin(1.6 / f->levels, f->largest / 2);
-	const double top = f->largest * (f->rule.fixed ? 1.45 : f->grid->bits > 6 ? 1.05 : 1.2);
+	const double top = f->largest * top_scale(f);
 	const double ratio = pow(top / smallest, 1.0 / (scales - 1));
-	const double far = fmax(f->high - f->origin, f->origin - f->low);
+	const double reach = f->high - f->low;
 	double s = top;
 
 	for (int i = 0; i < scales; i++, s /= ratio)
 		start_scale(f, s);
-	if (f->rule.fixed && (f->m.low > 0 || f->m.high < 0))
+	if (fmax(-f->low, f->high) > FAR)
 		for (int i = 1; i <= OUTER; i++)
-			start_scale(f, f->largest * pow(far / f->largest, (double)i / OUTER));
+			start_scale(f, f->largest * pow(reach / f->largest, (double)i / OUTER));
 	flush(f, 1);
 }
 
@@ -348,6 +381,7 @@ static void search(struct search *f, struct fit_scratch *scratch)
 
 	if (!make_bins(f, scratch, &f->points))
 		f->points = whole;
+	start_pairs(f);
 	start_coarse(f);
 	walk(f, WALK);
 	if (f->kept_count == 0)

@@ -177,8 +177,11 @@ static void round_codes(const float *w, size_t n, double s, double z, int levels
 {
 	const double inverse = 1.0 / s, top = levels - 1;
 
-	for (size_t i = 0; i < n; i++)
-		codes[i] = (uint8_t)(int)nearest_code(w[i], inverse, z, top);
+	for (size_t i = 0; i < n; i++) {
+		const double q = nearest_code(w[i], inverse, z, top);
+
+		codes[i] = (uint8_t)(int)(q > 0.0 ? q : 0.0);
+	}
 }
 
 /* Partial sums of one run of DOUBLE_LANES weights (or fewer, at the end). */

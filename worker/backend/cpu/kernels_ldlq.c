@@ -29,20 +29,29 @@ static inline void add_feedback(const float *restrict u, const float *restrict e
 	memcpy(acc, sum, sizeof(sum));
 }
 
-static inline void quantize(const float *restrict target, const float *restrict w,
+/* A target that is not finite leaves an error that is not; target becomes what rounding missed. */
+static inline void quantize(float *restrict target, const float *restrict w,
 			    const float *restrict scale, const float *restrict inverse,
 			    const float *restrict zero, float top, float *restrict e,
 			    uint8_t *restrict codes)
 {
 	for (int l = 0; l < LDLQ_LANES; l++) {
-		float q = target[l] * inverse[l] + zero[l];
+		float q = target[l] * inverse[l] + zero[l], value;
 
 		q = q < 0.0f ? 0.0f : q;
 		q = q > top ? top : q;
 		q = (q + round_float) - round_float;
-		e[l] = w[l] - scale[l] * (q - zero[l]);
-		codes[l] = (uint8_t)(int)q;
+		value = scale[l] * (q - zero[l]);
+		e[l] = w[l] - value;
+		target[l] -= value;
+		codes[l] = (uint8_t)(int)(q > 0.0f ? q : 0.0f);
 	}
+}
+
+static inline void add_loss(const float *restrict miss, double pivot, double *restrict loss)
+{
+	for (int l = 0; l < LDLQ_LANES; l++)
+		loss[l] += pivot * ((double)miss[l] * miss[l]);
 }
 
 static void block(const struct ldlq_block *b)
@@ -58,6 +67,8 @@ static void block(const struct ldlq_block *b)
 			add_feedback(b->u + j * b->columns, b->e + r, j, b->stride, acc);
 			quantize(acc, b->w + at, b->scale + g, b->inverse + g, b->zero + g, b->top,
 				 b->e + at, b->codes + c * b->stride + r);
+			if (b->pivots)
+				add_loss(acc, b->pivots[j], b->loss + r);
 		}
 	}
 }

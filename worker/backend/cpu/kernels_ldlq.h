@@ -22,6 +22,8 @@ struct ldlq_block {
 	const float *scale, *inverse, *zero; /* (G, stride) */
 	float top;              /* 2^b - 1 */
 	uint8_t *codes;         /* (K, stride), natural columns */
+	const double *pivots;   /* (columns), or NULL: no loss wanted */
+	double *loss;           /* (stride) += pivot * (target - what)^2 */
 };
 
 struct ldlq_kernels {

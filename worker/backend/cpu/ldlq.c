@@ -31,12 +31,15 @@ struct tile {
 	float *u;               /* (LDLQ_BLOCK, LDLQ_BLOCK) */
 	float *scale, *inverse, *zero; /* (G, height) */
 	uint8_t *codes;         /* (K, height), natural order */
+	double *loss;           /* (height) */
 };
 
 struct ldlq_job {
 	const struct ldlq_kernels *k;
 	const struct grid *grid;
 	const float *w, *u, *scales, *zeros;
+	const double *pivots;   /* NULL when no loss is wanted */
+	double *row_loss;
 	size_t rows, cols, groups, height;
 	const int32_t *perm;
 	int32_t *place;         /* (K) inverse of perm */
@@ -108,6 +111,7 @@ static void round_tile(void *ctx, size_t item, int worker)
 	const size_t height = job->height, rows = tile_length(job->rows, height, item);
 
 	load_tile(job, t, item * height, rows);
+	memset(t->loss, 0, height * sizeof(*t->loss));
 	for (size_t first = 0; first < job->cols; first += LDLQ_BLOCK) {
 		const size_t columns = tile_length(job->cols, LDLQ_BLOCK, first / LDLQ_BLOCK);
 		const struct ldlq_block block = {
@@ -116,12 +120,15 @@ static void round_tile(void *ctx, size_t item, int worker)
 			.column = job->perm + first, .group = job->grid->group, .scale = t->scale,
 			.inverse = t->inverse, .zero = t->zero,
 			.top = (float)((1 << job->grid->bits) - 1), .codes = t->codes,
+			.pivots = job->pivots ? job->pivots + first : NULL, .loss = t->loss,
 		};
 
 		start_block(job, t, first, columns);
 		job->k->block(&block);
 	}
 	store_tile(job, t, item * height, rows);
+	if (job->row_loss)
+		memcpy(job->row_loss + item * height, t->loss, rows * sizeof(*t->loss));
 }
 
 static void free_tiles(struct tile *tiles, int count)
@@ -129,6 +136,7 @@ static void free_tiles(struct tile *tiles, int count)
 	for (int i = 0; tiles && i < count; i++) {
 		mem_free(tiles[i].w);
 		mem_free(tiles[i].codes);
+		mem_free(tiles[i].loss);
 	}
 	mem_free(tiles);
 }
@@ -141,7 +149,8 @@ static int new_tile(const struct ldlq_job *job, struct tile *t)
 
 	t->w = mem_alloc_aligned(total, sizeof(*t->w));
 	t->codes = mem_alloc_aligned(line, 1);
-	if (!t->w || !t->codes)
+	t->loss = mem_alloc_aligned(h, sizeof(*t->loss));
+	if (!t->w || !t->codes || !t->loss)
 		return -1;
 	t->e = t->w + line;
 	t->scale = t->e + line;
@@ -169,14 +178,16 @@ static int prepare(struct ldlq_job *job, int workers, struct err *err)
 }
 
 int cpu_round_ldlq(struct backend *be, const struct grid *grid, const float *w, size_t rows,
-		   size_t cols, const int32_t *perm, const float *u, const float *scales,
-		   const float *zeros, uint8_t *codes, struct err *err)
+		   size_t cols, const int32_t *perm, const float *u, const double *pivots,
+		   const float *scales, const float *zeros, uint8_t *codes, double *row_loss,
+		   struct err *err)
 {
 	struct cpu_backend *cpu = cpu_of(be);
 	const int workers = pool_workers(cpu->pool);
 	const size_t share = ceil_div(ceil_div(rows, TILE_SHARE), LDLQ_LANES) * LDLQ_LANES;
 	struct ldlq_job job = {
-		.k = kernel_tables[cpu->level], .grid = grid, .w = w, .u = u, .scales = scales,
+		.k = kernel_tables[cpu->level], .grid = grid, .w = w, .u = u,
+		.pivots = row_loss ? pivots : NULL, .row_loss = row_loss, .scales = scales,
 		.zeros = zeros, .rows = rows, .cols = cols, .groups = cols / grid->group,
 		.height = share > TILE_MAX ? TILE_MAX : share, .perm = perm, .codes = codes,
 	};

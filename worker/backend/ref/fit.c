@@ -30,6 +30,7 @@ enum {
 	POSITIONS = 4,          /* per code step */
 	POSITIONS_MAX = 16,     /* per scale */
 	KEEP = 32,              /* starts that are walked to the end */
+	PAIRS_MAX = 6000,       /* few weights: starts through two of them */
 	STEPS_MAX = 100
 };
 
@@ -124,6 +125,19 @@ static double minmax_scale(const struct grid *grid, double low, double high, dou
 	return s > 0 ? s : high - origin;
 }
 
+/* One code away from zero reaches any single value exactly, where the grid has such a code. */
+static void offer_constant(struct group_fit *f, double value)
+{
+	const int levels = f->levels;
+
+	if (value == 0)
+		offer(f, 1, allowed_zero(f->grid, 0));
+	else if (f->grid->symmetric)
+		offer(f, value > 0 ? value : -value / (levels / 2), levels / 2);
+	else
+		offer(f, fabs(value), value > 0 ? 0 : 1);
+}
+
 static void offer_minmax(struct group_fit *f)
 {
 	double low = f->w[0], high = f->w[0], s;
@@ -136,21 +150,10 @@ static void offer_minmax(struct group_fit *f)
 		low = fmin(low, 0);
 		high = fmax(high, 0);
 	}
+	if (low == high)
+		offer_constant(f, low);
 	s = storable_scale(minmax_scale(f->grid, low, high, 0));
 	offer(f, s, allowed_zero(f->grid, -low / s));
-}
-
-/* One code away from zero reaches any single value exactly, where the grid has such a code. */
-static void offer_constant(struct group_fit *f, double value)
-{
-	const int levels = f->levels;
-
-	if (value == 0)
-		offer(f, 1, allowed_zero(f->grid, 0));
-	else if (f->grid->symmetric)
-		offer(f, value > 0 ? value : -value / (levels / 2), levels / 2);
-	else
-		offer(f, fabs(value), value > 0 ? 0 : 1);
 }
 
 /* --- least squares ------------------------------------------------------------------------- */
@@ -291,17 +294,35 @@ static void start_scale(struct group_fit *f, double s)
 		start(f, s, first + at);
 }
 
+/* Few weights can all lie close to some ladder that no grid of scales comes near: every ladder with
+ * two weights on two of its codes is a start. */
+static void start_pairs(struct group_fit *f)
+{
+	const double pairs = (double)f->n * (double)(f->n - 1) / 2;
+
+	if (pairs * f->levels * (f->levels - 1) / 2 > PAIRS_MAX)
+		return;
+	for (size_t i = 0; i < f->n; i++)
+		for (size_t j = i + 1; j < f->n; j++)
+			for (int d = 1; d < f->levels && f->sorted[i].t < f->sorted[j].t; d++)
+				for (int p = 0; p + d < f->levels; p++) {
+					const double s = (f->sorted[j].t - f->sorted[i].t) / d;
+
+					start(f, s, f->sorted[i].t - p * s);
+				}
+}
+
 static void start_coarse(struct group_fit *f)
 {
 	const double smallest = 1.6 / f->levels;
-	const double biggest = fmax(fabs(f->low - f->origin), fabs(f->high - f->origin));
+	const double biggest = f->high - f->low; /* a few far weights may use few codes */
 
 	for (int i = 1; i <= COARSE; i++)
 		start_scale(f, f->largest * i / COARSE);
 	if (smallest < f->largest / COARSE)
 		for (int i = 0; i < OUTER; i++)
 			start_scale(f, smallest * pow(f->largest / COARSE / smallest, (double)i / OUTER));
-	if ((f->grid->integer_zero || f->grid->symmetric) && biggest > f->largest)
+	if (biggest > f->largest)
 		for (int i = 1; i <= OUTER; i++)
 			start_scale(f, f->largest * pow(biggest / f->largest, (double)i / OUTER));
 }
@@ -380,6 +401,7 @@ static bool prepare(struct group_fit *f)
 static void search(struct group_fit *f)
 {
 	f->kept_count = 0;
+	start_pairs(f);
 	start_coarse(f);
 	walk_kept(f);
 	start_fine(f, f->kept[0]);

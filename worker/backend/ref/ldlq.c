@@ -6,10 +6,11 @@
 
 /* e (K) receives w - what in the order of perm. */
 static int round_row(const struct grid *grid, const float *w, size_t cols, const int32_t *perm,
-		     const float *u, const float *scales, const float *zeros, double *e,
-		     uint8_t *codes, struct err *err)
+		     const float *u, const double *pivots, const float *scales, const float *zeros,
+		     double *e, uint8_t *codes, double *row_loss, struct err *err)
 {
 	const double top = (1 << grid->bits) - 1;
+	double loss = 0;
 
 	for (size_t j = 0; j < cols; j++) {
 		size_t c = (size_t)perm[j];
@@ -24,13 +25,21 @@ static int round_row(const struct grid *grid, const float *w, size_t cols, const
 		q = fmin(fmax(q, 0), top);
 		e[j] = w[c] - s * (q - z);
 		codes[c] = (uint8_t)q;
+		if (row_loss) {
+			const double miss = target - s * (q - z);
+
+			loss += pivots[j] * miss * miss;
+		}
 	}
+	if (row_loss)
+		*row_loss = loss;
 	return 0;
 }
 
 int ref_round_ldlq(struct backend *be, const struct grid *grid, const float *w, size_t rows,
-		   size_t cols, const int32_t *perm, const float *u, const float *scales,
-		   const float *zeros, uint8_t *codes, struct err *err)
+		   size_t cols, const int32_t *perm, const float *u, const double *pivots,
+		   const float *scales, const float *zeros, uint8_t *codes, double *row_loss,
+		   struct err *err)
 {
 	const size_t groups = cols / grid->group;
 	double *e = mem_alloc(cols, sizeof(*e));
@@ -40,8 +49,9 @@ int ref_round_ldlq(struct backend *be, const struct grid *grid, const float *w, 
 	if (!e)
 		return err_set_nomem(err, "one row of rounding errors");
 	for (size_t r = 0; r < rows && rc == 0; r++) {
-		rc = round_row(grid, w + r * cols, cols, perm, u, scales + r * groups,
-			       zeros + r * groups, e, codes + r * cols, err);
+		rc = round_row(grid, w + r * cols, cols, perm, u, pivots, scales + r * groups,
+			       zeros + r * groups, e, codes + r * cols,
+			       row_loss ? row_loss + r : NULL, err);
 		if (rc != 0)
 			err_prefix(err, "row %zu", r);
 	}

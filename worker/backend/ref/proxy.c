@@ -18,8 +18,9 @@ int ref_round_nearest(struct backend *be, const struct grid *grid, const float *
 			size_t g = r * groups + c / grid->group;
 			double x = nearbyint((double)w[r * cols + c] / scales[g] + zeros[g]);
 
-			if (isnan(x))
-				return err_set(err, ERR_NUMERIC, "row %zu column %zu rounds to NaN", r, c);
+			if (!(scales[g] > 0) || !isfinite(scales[g]) || !isfinite(zeros[g]))
+				return err_set(err, ERR_NUMERIC,
+					       "a scale or zero-point of row %zu is not usable", r);
 			codes[r * cols + c] = (uint8_t)fmin(fmax(x, 0), top);
 		}
 	}

@@ -36,8 +36,9 @@ int ref_round_nearest(struct backend *be, const struct grid *grid, const float *
 		      size_t cols, const float *scales, const float *zeros, uint8_t *codes,
 		      struct err *err);
 int ref_round_ldlq(struct backend *be, const struct grid *grid, const float *w, size_t rows,
-		   size_t cols, const int32_t *perm, const float *u, const float *scales,
-		   const float *zeros, uint8_t *codes, struct err *err);
+		   size_t cols, const int32_t *perm, const float *u, const double *pivots,
+		   const float *scales, const float *zeros, uint8_t *codes, double *row_loss,
+		   struct err *err);
 int ref_proxy_loss(struct backend *be, const struct grid *grid, const float *w, size_t rows,
 		   size_t cols, const double *h, double damp, const uint8_t *codes,
 		   const float *scales, const float *zeros, double *loss, double *energy,

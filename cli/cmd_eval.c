@@ -1,0 +1,95 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/connect.h"
+#include "cli/embedded.h"
+#include "cli/text.h"
+#include "common/recipe.h"
+
+static const struct arg_spec options[] = {
+	{ "text", "FILE", "the text, plain or .jsonl; may be repeated (default: the shipped text)" },
+	{ "seq-len", "N", "tokens per window (default 1024, or the model's longest)" },
+	{ "windows", "N", "at most so many windows per text; 0 = all (default)" },
+	{ "reference", "MODEL_DIR", "compare with another model; a later version does that" },
+	{ "json", NULL, "the result as JSON" },
+	EMBEDDED_SPECS,
+	{ NULL, NULL, NULL },
+};
+
+/* The command line in the words of `quantize`: --text is --eval, and so on. */
+static int translate(const struct args *args, struct args *as, struct err *err)
+{
+	static const char *const names[][2] = { { "text", "eval" }, { "workers", "workers" },
+						{ "backend", "backend" }, { "memory", "memory" },
+						{ "work", "work" } };
+
+	*as = (struct args){ .command = args->command, .recipe = json_new_object() };
+	for (size_t i = 0; i < args->value_count; i++)
+		for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++)
+			if (strcmp(args->values[i].name, names[n][0]) == 0) {
+				as->values[as->value_count].name = names[n][1];
+				as->values[as->value_count++].value = args->values[i].value;
+			}
+	if (json_set_string(as->recipe, "kind", "evaluate") != 0)
+		return err_set_nomem(err, "the recipe");
+	if (args_has(args, "seq-len") &&
+	    recipe_option(as->recipe, "seq-len", args_get(args, "seq-len", ""), err) != 0)
+		return -1;
+	return args_has(args, "windows")
+		? recipe_option(as->recipe, "eval-windows", args_get(args, "windows", "0"), err) : 0;
+}
+
+static void print_result(const struct json *perplexity)
+{
+	char name[256];
+
+	for (const struct json *p = json_first(perplexity); p; p = json_next(p))
+		printf("perplexity  %.4f  %s\n", json_get_number(p, "original", 0),
+		       text_safe(json_get_string(p, "text", "?"), name, sizeof(name)));
+}
+
+static int evaluate(struct embedded *e, const struct args *args, struct err *err)
+{
+	struct json *job;
+
+	if (embedded_start(e, false, err) != 0)
+		return -1;
+	job = embedded_finish(e, err);
+	if (!job)
+		return -1;
+	if (args_has(args, "json"))
+		print_json(json_get(job, "perplexity"));
+	else
+		print_result(json_get(job, "perplexity"));
+	json_free(job);
+	return 0;
+}
+
+static enum exit_status run(const struct args *args, struct err *err)
+{
+	struct embedded e = { 0 };
+	struct args as;
+	enum exit_status status = EXIT_USAGE;
+	int rc;
+
+	if (args_has(args, "reference")) {
+		err_set(err, ERR_UNSUPPORTED, "--reference is not supported by this version; evaluate each model by "
+			"itself and compare the perplexities");
+		return EXIT_USAGE;
+	}
+	if (translate(args, &as, err) == 0 &&
+	    embedded_init(&e, &as, args->positional[0], &status, err) == 0) {
+		rc = evaluate(&e, args, err);
+		embedded_deinit(&e, err);
+		status = rc == 0 ? EXIT_OK : failed_status(err);
+	}
+	args_deinit(&as);
+	return status;
+}
+
+const struct command cmd_eval = {
+	.name = "eval", .usage = "MODEL_DIR --text FILE [options]", .summary = "measure a model's perplexity",
+	.details = "The text is cut into windows of --seq-len tokens; perplexity is the exponential of the mean negative "
+		   "log-likelihood\nof the predictions inside them.",
+	.options = options, .least = 1, .most = 1, .run = run,
+};

@@ -1,0 +1,46 @@
+/* embedded.h - one job on a private fleet: start, submit, follow. `quantize` and `eval` are this and a printout.
+ *
+ * With --work DIR the job is resumable: DIR/submission.json remembers which job belongs to which model, texts and
+ * recipe (one digest over all of them, also the Idempotency-Key), and the same command continues that job.
+ */
+#ifndef QUARRY_CLI_EMBEDDED_H
+#define QUARRY_CLI_EMBEDDED_H
+
+#include <limits.h>
+
+#include "cli/args.h"
+#include "cli/local.h"
+#include "cli/upload.h"
+#include "common/err.h"
+#include "common/json.h"
+
+struct embedded {
+	const struct args *args;
+	struct json *recipe;            /* owned; texts are put in on submission */
+	char model_dir[PATH_MAX];       /* absolute */
+	char model_name[200];
+	struct local *local;
+	char job[SERVER_ID];
+	bool resumed;
+};
+
+/* Options every embedded command takes, to stand in its table: use EMBEDDED_SPECS. */
+#define EMBEDDED_SPECS \
+	{ "workers", "N", "local workers; the cores are split among them (default 1)" }, \
+	{ "backend", "cpu|cuda|ref", "what computes (default cpu)" }, \
+	{ "memory", "SIZE", "memory bound of each worker" }, \
+	{ "work", "DIR", "keep private data here: the same command then resumes an interrupted job" }
+
+/* Checks the model folder and the texts; nothing is started. *status is set on failure. */
+int embedded_init(struct embedded *e, const struct args *args, const char *model_dir, enum exit_status *status,
+		  struct err *err);
+/* Starts the fleet (no workers for a dry run). */
+int embedded_start(struct embedded *e, bool dry_run, struct err *err);
+/* The plan of the job, owned by the caller. */
+struct json *embedded_plan(struct embedded *e, struct err *err);
+/* Submits, or finds the job of an earlier run, and follows it until it is DONE: its last description. */
+struct json *embedded_finish(struct embedded *e, struct err *err);
+/* Stops the fleet. Says how to resume when `err` tells of an interruption. */
+void embedded_deinit(struct embedded *e, const struct err *err);
+
+#endif

@@ -1,0 +1,159 @@
+/* README.md of a result: what it is, what it cost, how to load it. Nothing in it differs from run to run. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/alloc.h"
+#include "server/finish.h"
+
+enum { WORST_SHOWN = 5 };
+
+/* Names come from users: no line breaks, no table or markup characters that would break the page. */
+static void put_plain(struct buf *out, const char *text)
+{
+	for (; *text; text++) {
+		unsigned char c = (unsigned char)*text;
+
+		if (c < 0x20 || strchr("|<>`[]*#\\", c))
+			buf_puts(out, c < 0x20 ? " " : "_");
+		else
+			buf_append(out, text, 1);
+	}
+}
+
+static void put_bytes(struct buf *out, double bytes)
+{
+	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
+	size_t u = 0;
+
+	while (bytes >= 1024 && u + 1 < sizeof(units) / sizeof(units[0])) {
+		bytes /= 1024;
+		u++;
+	}
+	buf_printf(out, u == 0 ? "%.0f %s" : "%.2f %s", bytes, units[u]);
+}
+
+static void put_head(struct buf *out, const struct json *report, const struct format *format)
+{
+	const struct json *recipe = json_get(report, "recipe");
+	int64_t group = json_get_int(recipe, "group_size", -1);
+
+	buf_puts(out, "---\nlibrary_name: transformers\ntags:\n- quarry\n- quantized\n---\n\n# ");
+	put_plain(out, json_get_string(json_get(report, "model"), "name", "model"));
+	buf_printf(out, ", %lld bits", (long long)json_get_int(recipe, "bits", 0));
+	if (group > 0)
+		buf_printf(out, ", groups of %lld", (long long)group);
+	else
+		buf_puts(out, ", one group per output channel");
+	buf_printf(out, "\n\nQuantized by Quarry %s. Format `%s`: %s.\n\n", json_get_string(report, "quarry", "?"),
+		   format->name, format->about);
+}
+
+static void put_settings(struct buf *out, const struct json *recipe)
+{
+	static const char *const keys[] = {
+		"bits", "group_size", "method", "zero_point", "symmetric", "rounding", "propagate", "samples", "seq_len",
+	};
+
+	buf_puts(out, "## Settings\n\n| option | value |\n| --- | --- |\n");
+	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+		const struct json *value = json_get(recipe, keys[i]);
+		char *text = value ? json_print(value, false) : NULL;
+
+		if (text)
+			buf_printf(out, "| %s | %s |\n", keys[i],
+				   json_type(value) == JSON_STRING ? json_string(value, "") : text);
+		mem_free(text);
+	}
+	if (json_size(json_get(recipe, "override")) > 0)
+		buf_printf(out, "| overrides | %zu, see report.json |\n", json_size(json_get(recipe, "override")));
+	buf_puts(out, "| calibration | ");
+	put_plain(out, json_get_string(recipe, "calibration", "?"));
+	buf_puts(out, " |\n\n");
+}
+
+static void put_perplexity(struct buf *out, const struct json *report)
+{
+	const struct json *list = json_get(report, "perplexity");
+
+	buf_puts(out, "## What it cost\n\n");
+	if (json_size(list) > 0) {
+		buf_puts(out, "| perplexity on | original | quantized | windows |\n| --- | --- | --- | --- |\n");
+		for (const struct json *p = json_first(list); p; p = json_next(p)) {
+			buf_puts(out, "| ");
+			put_plain(out, json_get_string(p, "text", "?"));
+			buf_printf(out, " | %.4f | %.4f | %lld |\n", json_get_number(p, "original", 0),
+				   json_get_number(p, "quantized", 0), (long long)json_get_int(p, "windows", 0));
+		}
+		buf_puts(out, "\n");
+	}
+}
+
+static void put_sizes(struct buf *out, const struct json *report, const struct format *format)
+{
+	const struct json *sizes = json_get(report, "sizes");
+
+	buf_puts(out, "Weights: ");
+	put_bytes(out, json_get_number(sizes, "source_bytes", 0));
+	buf_puts(out, " before, ");
+	put_bytes(out, json_get_number(json_get(sizes, "outputs"), format->name, 0));
+	buf_printf(out, " in this folder; %.3f bits per weight in the quantized modules when packed, scales and zero-points included.\n\n",
+		   json_get_number(json_get(report, "summary"), "bits_per_weight", 0));
+}
+
+struct worst { const char *name; double loss; };
+
+static int by_loss(const void *a, const void *b)
+{
+	const struct worst *x = a, *y = b;
+
+	if (x->loss != y->loss)
+		return x->loss < y->loss ? 1 : -1;
+	return strcmp(x->name, y->name);
+}
+
+static int put_worst(struct buf *out, const struct json *modules, struct err *err)
+{
+	struct worst *all = mem_alloc(json_size(modules), sizeof(*all));
+	size_t count = 0;
+
+	if (!all)
+		return err_set_nomem(err, "the worst modules");
+	for (const struct json *m = json_first(modules); m; m = json_next(m))
+		if (json_type(json_get(m, "relative_loss")) == JSON_NUMBER)
+			all[count++] = (struct worst){ json_get_string(m, "name", "?"),
+						       json_get_number(m, "relative_loss", 0) };
+	qsort(all, count, sizeof(*all), by_loss);
+	if (count > 0)
+		buf_puts(out, "Modules that lost most (share of their output's energy on the calibration text):\n\n");
+	for (size_t i = 0; i < count && i < WORST_SHOWN; i++)
+		buf_printf(out, "* %s: %.4f %%\n", all[i].name, 100 * all[i].loss);
+	buf_puts(out, "\n");
+	mem_free(all);
+	return 0;
+}
+
+static void put_loading(struct buf *out, const struct format *format)
+{
+	buf_puts(out, "## How to load it\n\n");
+	if (format->quant_method)
+		buf_puts(out,
+			 "Each quantized linear `P` is stored as `P.codes` (U32, a bit stream per row, least significant bit first), "
+			 "`P.scales` and `P.zeros` (F32, rows by groups). A weight is `scale * (code - zero)`. The settings of each "
+			 "module stand in `config.json` under `quantization_config` and in the metadata of the safetensors files.\n");
+	else
+		buf_puts(out, "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+			      "model = AutoModelForCausalLM.from_pretrained(\"this folder\")\n"
+			      "tokenizer = AutoTokenizer.from_pretrained(\"this folder\")\n```\n");
+}
+
+int finish_card(const struct json *report, const struct format *format, struct buf *out, struct err *err)
+{
+	put_head(out, report, format);
+	put_settings(out, json_get(report, "recipe"));
+	put_perplexity(out, report);
+	put_sizes(out, report, format);
+	if (put_worst(out, json_get(report, "modules"), err) != 0)
+		return -1;
+	put_loading(out, format);
+	return buf_failed(out) ? err_set_nomem(err, "README.md") : 0;
+}

@@ -1,0 +1,147 @@
+/* Planning from end to end: resolve, check, build, estimate. See plan.h. */
+#include "server/plan.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "common/alloc.h"
+#include "server/plan_parts.h"
+
+enum { SEQ_LEN_DEFAULT = 1024 };
+
+void plan_resolve(struct recipe *recipe, const struct model_config *config)
+{
+	if (recipe->seq_len == 0)
+		recipe->seq_len = config->max_position < SEQ_LEN_DEFAULT ? (int64_t)config->max_position
+									 : SEQ_LEN_DEFAULT;
+}
+
+static int refuse(const struct problems *problems, struct err *err)
+{
+	return err_set(err, ERR_REFUSED, "%s", problems->items[0]);
+}
+
+static int check_disk(const struct plan *plan, const struct plan_request *r, struct problems *problems,
+		      struct err *err)
+{
+	if (plan->disk_bytes <= r->disk_free_bytes)
+		return 0;
+	if (problems_add(problems,
+			 "no space: the job needs about %" PRIu64 " bytes on the coordinator's disk, %" PRIu64
+			 " are free",
+			 plan->disk_bytes, r->disk_free_bytes) != 0)
+		return err_set_nomem(err, "the list of problems");
+	return refuse(problems, err);
+}
+
+int plan_make(struct plan *plan, const struct plan_request *r, struct problems *problems, struct err *err)
+{
+	memset(plan, 0, sizeof(*plan));
+	if (plan_check(plan, r, problems, err) != 0)
+		return -1;
+	if (problems->count > 0)
+		return refuse(problems, err);
+	if (plan_graph(plan, r, err) != 0 || plan_outputs(plan, r, err) != 0)
+		return -1;
+	plan_estimate(plan, r);
+	return check_disk(plan, r, problems, err);
+}
+
+void plan_deinit(struct plan *plan)
+{
+	for (size_t i = 0; i < plan->task_count; i++) {
+		mem_free(plan->tasks[i].spec);
+		mem_free(plan->tasks[i].inputs);
+	}
+	mem_free(plan->tasks);
+	mem_free(plan->modules);
+	problems_deinit(&plan->warnings);
+	memset(plan, 0, sizeof(*plan));
+}
+
+/* --- the dry run's reply ------------------------------------------------------ */
+
+static struct json *counts_json(const struct plan *plan)
+{
+	int64_t counts[KIND_COUNT] = { 0 };
+	struct json *o = json_new_object();
+	int rc = json_set_int(o, "total", (int64_t)plan->task_count);
+
+	for (size_t i = 0; i < plan->task_count; i++)
+		counts[plan->tasks[i].kind]++;
+	for (int k = 1; k < KIND_COUNT; k++)
+		if (counts[k] > 0)
+			rc |= json_set_int(o, task_kind_name(k), counts[k]);
+	if (rc == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+static struct json *module_json(const struct plan_module *m)
+{
+	struct json *o = json_new_object();
+
+	if (json_set_string(o, "name", m->name) == 0 && json_set_int(o, "rows", (int64_t)m->rows) == 0 &&
+	    json_set_int(o, "cols", (int64_t)m->cols) == 0 && module_settings_to_json(&m->settings, o) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+static struct json *modules_json(const struct plan *plan)
+{
+	struct json *a = json_new_array();
+
+	for (size_t i = 0; i < plan->module_count; i++)
+		if (json_push(a, module_json(&plan->modules[i])) != 0) {
+			json_free(a);
+			return NULL;
+		}
+	return a;
+}
+
+static struct json *outputs_json(const struct plan *plan)
+{
+	struct json *o = json_new_object();
+
+	for (size_t i = 0; i < plan->output_count; i++)
+		if (json_set_int(o, plan->outputs[i].format->name, (int64_t)plan->outputs[i].bytes) != 0) {
+			json_free(o);
+			return NULL;
+		}
+	return o;
+}
+
+static struct json *sentences_json(const struct problems *p)
+{
+	struct json *a = json_new_array();
+
+	for (size_t i = 0; i < p->count; i++)
+		if (json_push(a, json_new_string(p->items[i])) != 0) {
+			json_free(a);
+			return NULL;
+		}
+	return a;
+}
+
+struct json *plan_to_json(const struct plan *plan, const struct plan_request *r)
+{
+	struct json *o = json_new_object();
+	int rc = json_set(o, "tasks", counts_json(plan));
+
+	rc |= json_set_int(o, "model_bytes", (int64_t)r->model_bytes);
+	rc |= json_set(o, "output_bytes", outputs_json(plan));
+	rc |= json_set_number(o, "disk_bytes", (double)plan->disk_bytes);
+	rc |= json_set_number(o, "disk_free_bytes", (double)r->disk_free_bytes);
+	rc |= json_set_number(o, "memory_per_task_bytes", (double)plan->memory_bytes);
+	rc |= json_set_int(o, "shards", plan->shards);
+	rc |= json_set_int(o, "per_shard", plan->per_shard);
+	rc |= json_set_int(o, "seq_len", r->recipe->seq_len);
+	rc |= json_set(o, "modules", modules_json(plan));
+	rc |= json_set(o, "warnings", sentences_json(&plan->warnings));
+	if (rc == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}

@@ -1,0 +1,49 @@
+/* plan_parts.h - what the plan_*.c files share; nobody else includes it. */
+#ifndef QUARRY_SERVER_PLAN_PARTS_H
+#define QUARRY_SERVER_PLAN_PARTS_H
+
+#include "server/plan.h"
+
+/* plan_check.c: settings of every module, and every sentence against them. 0, or -1 without memory. */
+int plan_check(struct plan *plan, const struct plan_request *request, struct problems *problems,
+	       struct err *err);
+
+/* plan_graph.c: all tasks but assemble. */
+int plan_graph(struct plan *plan, const struct plan_request *request, struct err *err);
+/* A new task at the end; its index, or -1. Takes `spec` (NULL: out of memory). */
+int64_t plan_add_task(struct plan *plan, enum task_kind kind, int64_t layer, int64_t shard, int64_t work,
+		      struct json *spec, struct err *err);
+/* The next input of task `index`. name is copied (at most 31 bytes). from = -1: the text's blob. */
+int plan_add_input(struct plan *plan, int64_t index, const char *name, int64_t from,
+		   const struct plan_text *text, struct err *err);
+
+/* A spec being filled: `rc` collects failures, spec_done() gives the object or NULL. */
+struct spec { struct json *object; int rc; };
+struct spec spec_new(void);
+void spec_int(struct spec *s, const char *key, int64_t value);
+void spec_text(struct spec *s, const char *key, const char *value);
+struct json *spec_done(struct spec *s);
+
+/* role: "calibration" or "eval". Index of the task, or -1. */
+int64_t plan_add_tokenize(struct plan *plan, const struct plan_request *request, const struct plan_text *text,
+			  const char *role, int64_t shard, struct err *err);
+/* plan_layers.c: tokenize the calibration text, embed, capture, quantize. */
+int plan_add_layers(struct plan *plan, const struct plan_request *request, struct err *err);
+
+/* plan_outputs.c: one assemble task per file of each format; fills plan->outputs. */
+int plan_outputs(struct plan *plan, const struct plan_request *request, struct err *err);
+
+/* plan_cost.c */
+uint64_t plan_hidden_shard_bytes(const struct plan_request *request, int64_t sequences);
+int64_t plan_work_tokenize(uint64_t bytes);
+int64_t plan_work_verify(uint64_t bytes);
+int64_t plan_work_embed(const struct plan_request *request, int64_t sequences);
+int64_t plan_work_capture(const struct plan_request *request, int64_t sequences);
+int64_t plan_work_quantize(const struct plan *plan, const struct plan_request *request, int64_t layer);
+int64_t plan_work_evaluate(const struct plan_request *request, int64_t windows);
+/* Windows that a text of so many bytes is likely to have (4 bytes a token). */
+int64_t plan_windows(const struct plan_request *request, const struct plan_text *text);
+/* Fills plan->disk_bytes and memory_bytes; the outputs must be planned. */
+void plan_estimate(struct plan *plan, const struct plan_request *request);
+
+#endif

@@ -1,0 +1,122 @@
+/* SQL about tasks, their inputs and outputs, and leases. Parameters and columns: store_sql.h. */
+#include "server/store_sql.h"
+
+#include <stddef.h>
+
+const struct sql_text store_sql_tasks[] = {
+	{ SQL_TASK_NEXT_PK,
+	  "SELECT coalesce(max(pk), 0) + 1 FROM tasks" },
+	{ SQL_TASK_ADD,
+	  "INSERT INTO tasks (pk, job, kind, state, rank, layer, shard, epoch, attempts, deps_left, "
+	  "work, accepted, progress) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, 0, ?8, ?9, 0, 0)" },
+	{ SQL_TASK_SPEC_ADD,
+	  "INSERT INTO task_specs (task, spec) VALUES (?1, ?2)" },
+	{ SQL_TASK_INPUT_ADD,
+	  "INSERT INTO task_inputs (task, ord, name, from_task, output, sha256, bytes) VALUES (?1, ?2, "
+	  "?3, ?4, ?5, ?6, ?7)" },
+	{ SQL_TASK_GET,
+	  "SELECT job, kind, state, epoch, attempts, leased_ms, worker FROM tasks WHERE pk = ?1" },
+	{ SQL_TASK_LAYER,
+	  "SELECT layer FROM tasks WHERE pk = ?1" },
+	{ SQL_TASK_SPEC,
+	  "SELECT spec FROM task_specs WHERE task = ?1" },
+	{ SQL_TASK_INPUTS,
+	  "SELECT i.name, coalesce(i.sha256, o.sha256), coalesce(i.bytes, o.bytes) FROM task_inputs i "
+	  "LEFT JOIN task_outputs o ON o.task = i.from_task AND o.name = i.output WHERE i.task = ?1 "
+	  "ORDER BY i.ord" },
+	{ SQL_TASK_LEASE,
+	  "UPDATE tasks SET state = 3, epoch = epoch + 1, worker = ?3, deadline_ms = ?4, leased_ms = "
+	  "?5, accepted = 0, progress = 0, note = NULL WHERE pk = ?1 AND state = 2 AND epoch = ?2" },
+	{ SQL_TASK_DONE,
+	  "UPDATE tasks SET state = 4, deadline_ms = NULL, progress = 1, wall_ms = ?3, note = NULL "
+	  "WHERE pk = ?1 AND state = 3 AND epoch = ?2" },
+	{ SQL_TASK_MOVE,
+	  "UPDATE tasks SET state = ?4, attempts = ?5, worker = NULL, deadline_ms = NULL, accepted = 0, "
+	  "progress = 0, note = NULL WHERE pk = ?1 AND state = ?2 AND epoch = ?3" },
+	{ SQL_TASK_HEARTBEAT,
+	  "UPDATE tasks SET deadline_ms = ?3, accepted = 1, progress = ?4, note = ?5 WHERE pk = ?1 AND "
+	  "state = 3 AND epoch = ?2" },
+	{ SQL_TASKS_OPEN,
+	  "SELECT pk, kind, state, epoch, attempts FROM tasks WHERE pk BETWEEN ?1 AND ?2 AND state IN "
+	  "(1, 2, 3)" },
+	{ SQL_TASKS_STOPPED,
+	  "SELECT pk, kind, state, epoch, deps_left FROM tasks WHERE pk BETWEEN ?1 AND ?2 AND state IN "
+	  "(5, 6)" },
+	{ SQL_TASKS_REMOVE,
+	  "DELETE FROM tasks WHERE pk BETWEEN ?1 AND ?2" },
+	{ SQL_TASK_COUNTS,
+	  "SELECT state, count(*) FROM tasks GROUP BY state" },
+	{ SQL_TASK_STATS,
+	  "SELECT t.kind, t.wall_ms, r.stats, r.worker FROM tasks t JOIN task_results r ON r.task = "
+	  "t.pk WHERE t.pk BETWEEN ?1 AND ?2 ORDER BY t.pk" },
+	{ SQL_SPECS_OF_KIND,
+	  "SELECT s.spec FROM tasks t JOIN task_specs s ON s.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 "
+	  "AND t.kind = ?3 ORDER BY t.pk" },
+	{ SQL_RESULTS_OF_KIND,
+	  "SELECT s.spec, r.result, o.bytes FROM tasks t JOIN task_specs s ON s.task = t.pk JOIN "
+	  "task_results r ON r.task = t.pk LEFT JOIN task_outputs o ON o.task = t.pk WHERE t.pk BETWEEN "
+	  "?1 AND ?2 AND t.kind = ?3 ORDER BY t.pk" },
+	{ SQL_EVALUATE_RESULTS,
+	  "SELECT s.spec, r.result FROM tasks t JOIN task_specs s ON s.task = t.pk LEFT JOIN "
+	  "task_results r ON r.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 AND t.kind = 6 ORDER BY t.pk" },
+	{ SQL_RESULT_ADD,
+	  "INSERT INTO task_results (task, digest, result, stats, worker) VALUES (?1, ?2, ?3, ?4, ?5)" },
+	{ SQL_RESULT_DIGEST,
+	  "SELECT digest FROM task_results WHERE task = ?1" },
+	{ SQL_CONSUMERS,
+	  "SELECT DISTINCT task FROM task_inputs WHERE from_task = ?1 AND task > ?2 ORDER BY task LIMIT "
+	  "?3" },
+	{ SQL_DEP_DONE,
+	  "UPDATE tasks SET deps_left = deps_left - 1 WHERE pk = ?1 AND deps_left > 0" },
+	{ SQL_DEPS_LEFT,
+	  "SELECT deps_left FROM tasks WHERE pk = ?1" },
+	{ SQL_INPUTS_FROM,
+	  "SELECT ord, from_task, output FROM task_inputs WHERE task = ?1 AND ord > ?2 AND from_task IS "
+	  "NOT NULL ORDER BY ord LIMIT ?3" },
+	{ SQL_OUTPUT_ADD,
+	  "INSERT INTO task_outputs (task, name, sha256, bytes, readers) VALUES (?1, ?2, ?3, ?4, "
+	  "(SELECT count(*) FROM task_inputs WHERE from_task = ?1 AND output = ?2))" },
+	{ SQL_OUTPUT_READ,
+	  "UPDATE task_outputs SET readers = readers - 1 WHERE task = ?1 AND name = ?2" },
+	{ SQL_OUTPUT_UNREAD,
+	  "SELECT sha256 FROM task_outputs WHERE task = ?1 AND name = ?2 AND readers <= 0" },
+	{ SQL_OUTPUT_REMOVE,
+	  "DELETE FROM task_outputs WHERE task = ?1 AND name = ?2" },
+	{ SQL_OUTPUTS_OF,
+	  "SELECT sha256 FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
+	{ SQL_OUTPUTS_REMOVE,
+	  "DELETE FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
+	{ SQL_READY_NEXT_GROUP,
+	  "SELECT rank, job FROM tasks WHERE state = 2 AND (rank, job) > (?1, ?2) ORDER BY rank, job "
+	  "LIMIT 1" },
+	{ SQL_READY_IN_GROUP,
+	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank FROM tasks t WHERE t.state "
+	  "= 2 AND t.rank = ?1 AND t.job = ?2 ORDER BY t.pk" },
+	{ SQL_READY_READERS,
+	  "SELECT DISTINCT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank FROM task_outputs "
+	  "o CROSS JOIN task_inputs i ON i.from_task = o.task AND i.output = o.name CROSS JOIN tasks t "
+	  "ON t.pk = i.task WHERE o.sha256 = ?1 AND t.state = 2 AND t.rank = ?2 ORDER BY t.pk LIMIT 16" },
+	{ SQL_READY_BETWEEN,
+	  "SELECT 1 FROM tasks WHERE pk BETWEEN ?1 AND ?2 AND state + 0 = 2 LIMIT 1" },
+	{ SQL_ANY_READY,
+	  "SELECT 1 FROM tasks WHERE state = 2 LIMIT 1" },
+	{ SQL_ANY_LAPSED,
+	  "SELECT 1 FROM tasks WHERE state = 3 AND deadline_ms < ?1 LIMIT 1" },
+	{ SQL_LAPSED,
+	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.accepted, t.worker, w.name FROM tasks t "
+	  "LEFT JOIN workers w ON w.pk = t.worker WHERE t.state = 3 AND t.deadline_ms < ?1 ORDER BY "
+	  "t.deadline_ms, t.pk LIMIT ?2" },
+	{ SQL_LEASES_REFRESH,
+	  "UPDATE tasks SET deadline_ms = ?1 WHERE state = 3" },
+	{ SQL_ATTEMPT_ADD,
+	  "INSERT INTO attempts (task, epoch, worker, worker_name, ended_ms, error, detail, log) VALUES "
+	  "(?1, ?2, ?3, coalesce((SELECT name FROM workers WHERE pk = ?3), '?'), ?4, ?5, ?6, ?7)" },
+	{ SQL_ATTEMPT_BY,
+	  "SELECT 1 FROM attempts WHERE task = ?1 AND worker = ?2 LIMIT 1" },
+	{ SQL_ATTEMPTS,
+	  "SELECT worker_name, error, detail, log, ended_ms FROM attempts WHERE task = ?1 ORDER BY "
+	  "epoch" },
+	{ SQL_ATTEMPTS_REMOVE,
+	  "DELETE FROM attempts WHERE task BETWEEN ?1 AND ?2" },
+	{ SQL_COUNT, NULL },
+};

@@ -1,0 +1,390 @@
+#include "tests/lib/engine_case.h"
+
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/alloc.h"
+#include "common/buf.h"
+#include "common/digest.h"
+#include "common/file.h"
+
+const char *case_subject;
+const char *case_idempotency_key;
+bool case_dry_run;
+const char *const case_small_recipe =
+	"{'bits':2,'group_size':64,'samples':8,'seq_len':64,'eval_windows':2}";
+
+/* --- clock -------------------------------------------------------------------- */
+
+static int64_t case_wall_ms(void *ctx)
+{
+	return ((struct engine_case *)ctx)->now_ms;
+}
+
+static int case_random(void *ctx, char *out, size_t bytes)
+{
+	struct engine_case *c = ctx;
+	char hex[17];
+
+	snprintf(hex, sizeof(hex), "%016" PRIx64, ++c->random * 0x9e3779b97f4a7c15u);
+	for (size_t i = 0; i < 2 * bytes; i++)
+		out[i] = hex[i % 16];
+	out[2 * bytes] = '\0';
+	return 0;
+}
+
+static void heard(void *ctx, char kind, const char *id)
+{
+	struct engine_case *c = ctx;
+
+	(void)id;
+	if (kind == 'L')
+		c->wakes++;
+}
+
+void case_open(struct engine_case *c)
+{
+	static char root[4096];
+	struct engine_config config = { .data_dir = c->data_dir, .clock = &c->clock, .lease_ms = 60000,
+					.accept_ms = 10000, .max_attempts = 3, .background = c->background };
+	struct err err = ERR_INIT;
+
+	if (!c->data_dir[0])
+		snprintf(c->data_dir, sizeof(c->data_dir), "data");
+	snprintf(root, sizeof(root), "%s/examples", getenv("QUARRY_ROOT") ? getenv("QUARRY_ROOT") : ".");
+	c->roots[0] = root;
+	if (c->now_ms == 0)
+		c->now_ms = 1000000;
+	c->clock = (struct clock){ case_wall_ms, case_wall_ms, case_random, c };
+	assert_int_equal(dir_make(c->data_dir, &err), 0);
+	c->blobs = blobs_open(c->data_dir, &err);
+	if (!c->blobs)
+		fail_msg("blobs_open: %s", err.text);
+	config.blobs = c->blobs;
+	config.model_roots = c->roots;
+	c->engine = engine_open(&config, NULL, NULL, &err);
+	if (!c->engine)
+		fail_msg("engine_open: %s", err.text);
+	if (!c->background)
+		engine_on_change(c->engine, heard, c);
+}
+
+void case_close(struct engine_case *c)
+{
+	engine_close(c->engine);
+	blobs_close(c->blobs);
+	c->engine = NULL;
+	c->blobs = NULL;
+}
+
+/* --- calls -------------------------------------------------------------------- */
+
+static struct json *body_of(const char *fmt, va_list args)
+{
+	struct err err = ERR_INIT;
+	struct json *body;
+	char *text = NULL;
+	int len;
+
+	if (!fmt)
+		return NULL;
+	len = vasprintf(&text, fmt, args);
+	assert_true(len >= 0);
+	for (char *p = text; *p; p++)
+		if (*p == '\'')
+			*p = '"';
+	body = json_parse(text, (size_t)len, &err);
+	if (!body)
+		fail_msg("%s in %s", err.text, text);
+	free(text);
+	return body;
+}
+
+static void call(struct engine_case *c, enum verb verb, const char *id, struct json *body,
+		 struct engine_reply *reply)
+{
+	struct engine_request r = { .verb = verb, .role = ROLE_ADMIN, .body = body, .dry_run = case_dry_run };
+
+	snprintf(r.subject, sizeof(r.subject), "%s", case_subject ? case_subject : "tester");
+	snprintf(r.id, sizeof(r.id), "%s", id ? id : "");
+	snprintf(r.idempotency_key, sizeof(r.idempotency_key), "%s", case_idempotency_key ? case_idempotency_key : "");
+	engine_call(c->engine, &r, reply);
+	engine_request_deinit(&r);
+}
+
+struct json *case_call(struct engine_case *c, enum verb verb, const char *id, int status, const char *fmt, ...)
+{
+	struct engine_reply reply;
+	struct json *body;
+	va_list args;
+
+	va_start(args, fmt);
+	call(c, verb, id, body_of(fmt, args), &reply);
+	va_end(args);
+	if (reply.err.code != ERR_NONE)
+		fail_msg("verb %d %s: %s: %s", verb, id ? id : "", err_name(reply.err.code), reply.err.text);
+	assert_int_equal(reply.status, status);
+	body = reply.body;
+	reply.body = NULL;
+	engine_reply_deinit(&reply);
+	return body;
+}
+
+const char *case_refused(struct engine_case *c, enum verb verb, const char *id, enum err_code code,
+			 const char *fmt, ...)
+{
+	static char text[ERR_TEXT_MAX];
+	struct engine_reply reply;
+	va_list args;
+
+	va_start(args, fmt);
+	call(c, verb, id, body_of(fmt, args), &reply);
+	va_end(args);
+	if (reply.err.code != code)
+		fail_msg("verb %d %s: wanted %s, got %s: %s", verb, id ? id : "", err_name(code),
+			 err_name(reply.err.code), reply.err.text);
+	snprintf(text, sizeof(text), "%s", reply.err.text);
+	engine_reply_deinit(&reply);
+	return text;
+}
+
+const char *case_model(struct engine_case *c)
+{
+	static char id[64];
+	struct engine_reply reply;
+	char path[4200];
+	struct json *body = json_new_object();
+
+	snprintf(path, sizeof(path), "%s/fable-tiny", c->roots[0]);
+	json_set_string(body, "path", path);
+	call(c, VERB_MODEL_ADD, "", body, &reply);
+	if (reply.err.code != ERR_NONE)
+		fail_msg("model: %s", reply.err.text);
+	snprintf(id, sizeof(id), "%s", json_get_string(reply.body, "model", ""));
+	engine_reply_deinit(&reply);
+	return id;
+}
+
+void case_submit(struct engine_case *c, char out[64], const char *recipe)
+{
+	struct json *body = case_call(c, VERB_JOB_SUBMIT, "", 201, "{'model':'%s','recipe':%s}", case_model(c), recipe);
+
+	snprintf(out, 64, "%s", json_get_string(body, "job", ""));
+	json_free(body);
+}
+
+void case_worker(struct engine_case *c, char out[64], const char *name)
+{
+	struct json *body = case_call(c, VERB_WORKER_ADD, "", 201,
+				      "{'name':'%s','backend':'ref','identity':'played','threads':1,"
+				      "'memory_bytes':1000000000,'version':'1','sees_paths':true}", name);
+
+	snprintf(out, 64, "%s", json_get_string(body, "worker", ""));
+	json_free(body);
+}
+
+/* --- a played worker ---------------------------------------------------------- */
+
+bool case_lease(struct engine_case *c, const char *worker, struct case_lease *out)
+{
+	struct json *body = json_new_object();
+	struct engine_reply reply;
+
+	json_set_string(body, "worker", worker);
+	call(c, VERB_LEASE, "", body, &reply);
+	if (reply.err.code != ERR_NONE)
+		fail_msg("lease: %s", reply.err.text);
+	if (reply.status == 204) {
+		engine_reply_deinit(&reply);
+		return false;
+	}
+	assert_int_equal(reply.status, 200);
+	memset(out, 0, sizeof(*out));
+	out->json = reply.body;
+	snprintf(out->task, sizeof(out->task), "%s", json_get_string(reply.body, "task", ""));
+	snprintf(out->kind, sizeof(out->kind), "%s", json_get_string(reply.body, "kind", ""));
+	snprintf(out->worker, sizeof(out->worker), "%s", worker);
+	out->epoch = json_get_int(reply.body, "epoch", -1);
+	return true;
+}
+
+void case_lease_drop(struct case_lease *l)
+{
+	json_free(l->json);
+	l->json = NULL;
+}
+
+void case_heartbeat(struct engine_case *c, const struct case_lease *l, double progress, int status)
+{
+	if (status == 200)
+		json_free(case_call(c, VERB_HEARTBEAT, l->task, 200,
+				    "{'worker':'%s','epoch':%" PRId64 ",'progress':%g,'note':'at it'}", l->worker,
+				    l->epoch, progress));
+	else
+		case_refused(c, VERB_HEARTBEAT, l->task, ERR_CONFLICT, "{'worker':'%s','epoch':%" PRId64 "}", l->worker,
+			     l->epoch);
+}
+
+/* One module's row, made up from its name. */
+static void put_module(struct buf *out, const struct json *m, bool first)
+{
+	const char *name = json_get_string(m, "name", "");
+	double loss = 1 + (double)(strlen(name) % 7) / 7;
+
+	buf_printf(out, "%s{\"name\":\"%s\",", first ? "" : ",", name);
+	if (json_get_bool(m, "skip", false))
+		buf_puts(out, "\"skip\":true}");
+	else
+		buf_printf(out, "\"rows\":8,\"cols\":8,\"bits\":%" PRId64 ",\"group_size\":%" PRId64
+			   ",\"init_objective\":0.5,\"loss_nearest\":2.5,\"loss\":%.17g,\"energy\":40,\"damp\":0.01,"
+			   "\"damp_retries\":%d,\"bits_per_weight\":2.5}", json_get_int(m, "bits", 0),
+			   json_get_int(m, "group_size", 0), loss, strstr(name, "layers.1.mlp.up") != NULL);
+}
+
+static void put_result(struct buf *out, const struct case_lease *l)
+{
+	const struct json *spec = json_get(l->json, "spec");
+
+	if (strcmp(l->kind, "verify") == 0)
+		buf_printf(out, "{\"sha256\":\"%064d\",\"bytes\":10,\"tensors\":3}", 7);
+	else if (strcmp(l->kind, "tokenize") == 0)
+		buf_puts(out, "{\"sequences\":8,\"tokens\":512,\"text_tokens\":1000}");
+	else if (strcmp(l->kind, "evaluate") == 0)
+		buf_printf(out, "{\"nll\":%.17g,\"predictions\":63,\"windows\":1,\"first_window\":%" PRId64 "}",
+			   200 + 0.1 * (double)json_get_int(spec, "chunk", 0) +
+			   (strcmp(json_get_string(spec, "model", ""), "quantized") == 0),
+			   json_get_int(spec, "chunk", 0));
+	else if (strcmp(l->kind, "assemble") == 0)
+		buf_puts(out, "{\"bytes\":100,\"rounding\":0.00390625}");
+	else if (strcmp(l->kind, "quantize") == 0) {
+		bool first = true;
+
+		buf_puts(out, "{\"tokens\":512,\"modules\":[");
+		for (const struct json *m = json_first(json_get(spec, "modules")); m; m = json_next(m), first = false)
+			put_module(out, m, first);
+		buf_puts(out, "]}");
+	} else {
+		buf_puts(out, "{}");
+	}
+}
+
+static const char *output_name(const char *kind)
+{
+	static const char *const names[][2] = { { "tokenize", "tokens" }, { "embed", "hidden" },
+						{ "capture", "hidden" }, { "quantize", "layer" },
+						{ "assemble", "file" } };
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (strcmp(kind, names[i][0]) == 0)
+			return names[i][1];
+	return NULL;
+}
+
+/* Output bytes: kind and spec, so that equal tasks give equal blobs. */
+static void put_outputs(struct engine_case *c, struct buf *out, const struct case_lease *l)
+{
+	const char *name = output_name(l->kind);
+	char *spec, *text = NULL, sha256[DIGEST_HEX];
+	struct err err = ERR_INIT;
+	int len;
+
+	buf_puts(out, "[");
+	if (name) {
+		spec = json_print(json_get(l->json, "spec"), false);
+		len = asprintf(&text, "%s %s", l->kind, spec);
+		assert_int_equal(blobs_put(c->blobs, text, (size_t)len, sha256, &err), 0);
+		json_free(case_call(c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':%d}", sha256, len));
+		buf_printf(out, "{\"name\":\"%s\",\"sha256\":\"%s\",\"bytes\":%d}", name, sha256, len);
+		mem_free(spec);
+		free(text);
+	}
+	buf_puts(out, "]");
+}
+
+void case_make_outputs(struct engine_case *c, const struct case_lease *l, char *out, size_t cap)
+{
+	struct buf text;
+
+	buf_init(&text, cap);
+	buf_puts(&text, "\"outputs\":");
+	put_outputs(c, &text, l);
+	buf_puts(&text, ",\"result\":");
+	put_result(&text, l);
+	assert_false(buf_failed(&text));
+	snprintf(out, cap, "%s", buf_text(&text));
+	buf_deinit(&text);
+}
+
+void case_complete(struct engine_case *c, const struct case_lease *l, int status)
+{
+	static char work[1 << 16];
+
+	case_make_outputs(c, l, work, sizeof(work));
+	if (status == 200)
+		json_free(case_call(c, VERB_COMPLETE, l->task, 200,
+				    "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{'wall_ms':5,'cpu_ms':4,"
+				    "'peak_rss_bytes':1000,'backend':'ref','identity':'played'}}",
+				    l->worker, l->epoch, work));
+	else
+		case_refused(c, VERB_COMPLETE, l->task, status == 409 ? ERR_CONFLICT : ERR_CANCELLED,
+			     "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{}}", l->worker, l->epoch, work);
+}
+
+int case_drain(struct engine_case *c, const char *worker)
+{
+	struct case_lease l;
+	int done = 0;
+
+	while (case_lease(c, worker, &l)) {
+		case_heartbeat(c, &l, 0.5, 200);
+		case_complete(c, &l, 200);
+		case_lease_drop(&l);
+		done++;
+	}
+	return done;
+}
+
+/* --- results ------------------------------------------------------------------ */
+
+char *case_file(struct engine_case *c, const char *job, const char *path, size_t *len)
+{
+	struct engine_request r = { .verb = VERB_JOB_FILES, .role = ROLE_ADMIN };
+	struct engine_reply reply;
+	struct err err = ERR_INIT;
+	uint64_t bytes;
+	char *text;
+	int fd;
+
+	snprintf(r.id, sizeof(r.id), "%s", job);
+	snprintf(r.path, sizeof(r.path), "%s", path);
+	engine_call(c->engine, &r, &reply);
+	if (reply.err.code != ERR_NONE)
+		fail_msg("%s", reply.err.text);
+	fd = blobs_open_fd(c->blobs, json_get_string(reply.body, "sha256", ""), &bytes, &err);
+	engine_reply_deinit(&reply);
+	if (fd < 0)
+		fail_msg("%s: %s", path, err.text);
+	text = mem_alloc((size_t)bytes + 1, 1);
+	assert_int_equal(file_pread(fd, text, (size_t)bytes, 0, path, &err), 0);
+	close(fd);
+	*len = (size_t)bytes;
+	return text;
+}
+
+const char *case_job_state(struct engine_case *c, const char *job)
+{
+	static char state[32];
+	struct json *body = case_call(c, VERB_JOB_GET, job, 200, NULL);
+
+	snprintf(state, sizeof(state), "%s", json_get_string(body, "state", "?"));
+	json_free(body);
+	return state;
+}

@@ -1,0 +1,400 @@
+/* The agent's state tables and its judgements: no clock, no network. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/alloc.h"
+#include "worker/agent_decide.h"
+#include "worker/agent_state.h"
+#include "worker/agent_wire.h"
+
+/* --- the tables ------------------------------------------------------------------------------------------ */
+
+static const char *const hold_table[] = {
+	"ACCEPTING=>FETCHING", "ACCEPTING=>FAILING", "ACCEPTING=>RELEASING", "ACCEPTING=>GONE",
+	"FETCHING=>COMPUTING", "FETCHING=>FAILING", "FETCHING=>RELEASING", "FETCHING=>GONE",
+	"COMPUTING=>UPLOADING", "COMPUTING=>FAILING", "COMPUTING=>RELEASING", "COMPUTING=>STOPPING",
+	"UPLOADING=>COMPLETING", "UPLOADING=>FAILING", "UPLOADING=>RELEASING", "UPLOADING=>GONE",
+	"COMPLETING=>UPLOADING", "COMPLETING=>FAILING", "COMPLETING=>GONE",
+	"FAILING=>GONE", "RELEASING=>STOPPING", "RELEASING=>GONE", "STOPPING=>GONE",
+};
+
+static const char *const agent_table[] = {
+	"REGISTERING=>SERVING", "REGISTERING=>DRAINING", "REGISTERING=>STOPPED",
+	"SERVING=>REGISTERING", "SERVING=>DRAINING", "DRAINING=>STOPPED",
+};
+
+static bool listed(const char *const *table, size_t count, const char *from, const char *to)
+{
+	char move[64];
+
+	snprintf(move, sizeof(move), "%s=>%s", from, to);
+	for (size_t i = 0; i < count; i++)
+		if (strcmp(table[i], move) == 0)
+			return true;
+	return false;
+}
+
+static void test_hold_moves(void **state)
+{
+	(void)state;
+	for (int from = 0; from < HOLD_STATES; from++)
+		for (int to = 0; to < HOLD_STATES; to++)
+			assert_int_equal(hold_move_allowed(from, to),
+					 listed(hold_table, sizeof(hold_table) / sizeof(hold_table[0]),
+						hold_state_name(from), hold_state_name(to)));
+	assert_false(hold_move_allowed(HOLD_STATES, HOLD_GONE));
+	assert_false(hold_move_allowed(HOLD_GONE, HOLD_STATES));
+	assert_string_equal(hold_state_name(HOLD_STATES), "?");
+}
+
+static void test_agent_moves(void **state)
+{
+	(void)state;
+	for (int from = 0; from < AGENT_STATES; from++)
+		for (int to = 0; to < AGENT_STATES; to++)
+			assert_int_equal(agent_move_allowed(from, to),
+					 listed(agent_table, sizeof(agent_table) / sizeof(agent_table[0]),
+						agent_state_name(from), agent_state_name(to)));
+	assert_string_equal(agent_state_name(AGENT_STATES), "?");
+}
+
+static void test_moves_change_the_state(void **state)
+{
+	enum hold_state h = HOLD_ACCEPTING;
+	enum agent_state a = AGENT_REGISTERING;
+
+	(void)state;
+	hold_move(&h, HOLD_FETCHING, "t_1", 1);
+	assert_int_equal(h, HOLD_FETCHING);
+	agent_move(&a, AGENT_SERVING);
+	assert_int_equal(a, AGENT_SERVING);
+}
+
+/* The signal that ends a child which makes this move. */
+static int ends_by(void (*move)(void))
+{
+	pid_t child = fork();
+	int status = 0;
+
+	if (child == 0) {
+		signal(SIGABRT, SIG_DFL);
+		move();
+		_exit(0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+static void illegal_hold_move(void)
+{
+	enum hold_state h = HOLD_GONE;
+
+	hold_move(&h, HOLD_COMPUTING, "t_1", 1);
+}
+
+static void illegal_agent_move(void)
+{
+	enum agent_state a = AGENT_STOPPED;
+
+	agent_move(&a, AGENT_SERVING);
+}
+
+static void test_illegal_moves_end_the_program(void **state)
+{
+	(void)state;
+	assert_int_equal(ends_by(illegal_hold_move), SIGABRT);
+	assert_int_equal(ends_by(illegal_agent_move), SIGABRT);
+}
+
+/* --- judgements --------------------------------------------------------------------------------------------- */
+
+static void test_backoff(void **state)
+{
+	static const int64_t most[] = { 250, 250, 500, 1000, 2000, 4000, 8000, 10000, 10000 };
+
+	(void)state;
+	for (unsigned i = 0; i < 9; i++) {
+		assert_int_equal(decide_backoff_ms(i, UINT32_MAX), most[i]);
+		assert_int_equal(decide_backoff_ms(i, 0), most[i] / 2);
+	}
+	assert_int_equal(decide_backoff_ms(4000000000u, UINT32_MAX), DECIDE_BACKOFF_MOST_MS);
+	assert_in_range(decide_backoff_ms(3, 0x80000000u), 500, 1000);
+}
+
+static void test_heartbeats(void **state)
+{
+	(void)state;
+	assert_int_equal(decide_heartbeat_ms(60000), 15000);
+	assert_int_equal(decide_heartbeat_ms(1000), 250);
+	assert_int_equal(decide_heartbeat_ms(1), 50);
+	assert_int_equal(decide_heartbeat_ms(86400000), 60000);
+	assert_int_equal(decide_heartbeat_retry_ms(60000, 1, UINT32_MAX), 250);
+	assert_int_equal(decide_heartbeat_retry_ms(1000, 9, UINT32_MAX), 250);
+	assert_int_equal(decide_heartbeat_retry_ms(60000, 9, UINT32_MAX), 10000);
+}
+
+static void test_replies(void **state)
+{
+	static const struct { enum request_kind kind; int status; enum err_code code; enum verdict verdict; } rows[] = {
+		{ REQUEST_REGISTER, 201, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_REGISTER, 401, ERR_UNAUTHORIZED, VERDICT_REFUSED },
+		{ REQUEST_REGISTER, 403, ERR_FORBIDDEN, VERDICT_REFUSED },
+		{ REQUEST_REGISTER, 0, ERR_UNAVAILABLE, VERDICT_RETRY },
+		{ REQUEST_REGISTER, 503, ERR_UNAVAILABLE, VERDICT_RETRY },
+		{ REQUEST_LEASE, 204, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_LEASE, 404, ERR_NOT_FOUND, VERDICT_REGISTER },
+		{ REQUEST_LEASE, 401, ERR_UNAUTHORIZED, VERDICT_RETRY },
+		{ REQUEST_LEASE, 400, ERR_INVALID, VERDICT_RETRY },
+		{ REQUEST_LEASE, 429, ERR_BUSY, VERDICT_RETRY },
+		{ REQUEST_HEARTBEAT, 200, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_HEARTBEAT, 409, ERR_CONFLICT, VERDICT_LOST },
+		{ REQUEST_HEARTBEAT, 404, ERR_NOT_FOUND, VERDICT_LOST },
+		{ REQUEST_HEARTBEAT, 0, ERR_TIMEOUT, VERDICT_RETRY },
+		{ REQUEST_HEARTBEAT, 500, ERR_INTERNAL, VERDICT_RETRY },
+		{ REQUEST_HEARTBEAT, 400, ERR_INVALID, VERDICT_RETRY },
+		{ REQUEST_COMPLETE, 422, ERR_CORRUPT, VERDICT_UPLOAD_AGAIN },
+		{ REQUEST_COMPLETE, 422, ERR_REFUSED, VERDICT_REFUSED },
+		{ REQUEST_COMPLETE, 409, ERR_CONFLICT, VERDICT_LOST },
+		{ REQUEST_COMPLETE, 404, ERR_NOT_FOUND, VERDICT_LOST },
+		{ REQUEST_COMPLETE, 507, ERR_NOSPC, VERDICT_RETRY },
+		{ REQUEST_FAIL, 409, ERR_CONFLICT, VERDICT_LOST },
+		{ REQUEST_FAIL, 413, ERR_TOO_LARGE, VERDICT_REFUSED },
+		{ REQUEST_RELEASE, 404, ERR_NOT_FOUND, VERDICT_LOST },
+		{ REQUEST_UPLOAD_BEGIN, 507, ERR_NOSPC, VERDICT_RETRY },
+		{ REQUEST_UPLOAD_BEGIN, 413, ERR_TOO_LARGE, VERDICT_REFUSED },
+		{ REQUEST_UPLOAD_PART, 404, ERR_NOT_FOUND, VERDICT_RETRY },
+		{ REQUEST_UPLOAD_PART, 204, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_UPLOAD_COMPLETE, 422, ERR_CORRUPT, VERDICT_UPLOAD_AGAIN },
+		{ REQUEST_UPLOAD_COMPLETE, 400, ERR_INVALID, VERDICT_REFUSED },
+		{ REQUEST_DOWNLOAD, 206, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_DOWNLOAD, 404, ERR_NOT_FOUND, VERDICT_REFUSED },
+		{ REQUEST_DOWNLOAD, 416, ERR_INVALID, VERDICT_RETRY },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		enum verdict got = decide_reply(rows[i].kind, rows[i].status, rows[i].code);
+
+		if (got != rows[i].verdict)
+			fail_msg("request %d, status %d, %s: verdict %d, not %d", rows[i].kind, rows[i].status,
+				 err_name(rows[i].code), got, rows[i].verdict);
+	}
+}
+
+static void test_want_lease(void **state)
+{
+	struct decide_view v = { .state = AGENT_SERVING };
+
+	(void)state;
+	assert_true(decide_want_lease(&v));
+	v.uploading = v.held = DECIDE_UPLOADS_MOST - 1;
+	assert_true(decide_want_lease(&v));
+	v.uploading = v.held = DECIDE_UPLOADS_MOST;
+	assert_false(decide_want_lease(&v));
+	v = (struct decide_view){ .state = AGENT_SERVING, .busy = 1, .held = 1 };
+	assert_false(decide_want_lease(&v));
+	v = (struct decide_view){ .state = AGENT_SERVING, .lease_under_way = true };
+	assert_false(decide_want_lease(&v));
+	v = (struct decide_view){ .state = AGENT_DRAINING };
+	assert_false(decide_want_lease(&v));
+	v.state = AGENT_REGISTERING;
+	assert_false(decide_want_lease(&v));
+	assert_int_equal(decide_poll_again_ms(25000), 0);
+	assert_int_equal(decide_poll_again_ms(3), 1000);
+}
+
+static void test_give_back(void **state)
+{
+	(void)state;
+	assert_true(decide_give_back(HOLD_ACCEPTING, 0, 0, false));
+	assert_true(decide_give_back(HOLD_FETCHING, 0, 0, false));
+	assert_false(decide_give_back(HOLD_COMPUTING, 0.51, 1000000, false)); /* more than half done */
+	assert_true(decide_give_back(HOLD_COMPUTING, 0.5, 21000, false));     /* 21 s to go */
+	assert_false(decide_give_back(HOLD_COMPUTING, 0.5, 19000, false));    /* 19 s to go */
+	assert_false(decide_give_back(HOLD_COMPUTING, 0.1, 2000, false));     /* 18 s to go */
+	assert_true(decide_give_back(HOLD_COMPUTING, 0.1, 3000, false));      /* 27 s to go */
+	assert_true(decide_give_back(HOLD_COMPUTING, 0, 1, false));           /* nobody knows */
+	assert_true(decide_give_back(HOLD_COMPUTING, 0.99, 1, true));
+	assert_false(decide_give_back(HOLD_UPLOADING, 1, 0, false));
+	assert_true(decide_give_back(HOLD_UPLOADING, 1, 0, true));
+	for (int s = HOLD_COMPLETING; s <= HOLD_STATES; s++)
+		assert_false(decide_give_back(s, 1, 0, true));
+}
+
+static void test_stop(void **state)
+{
+	struct decide_view v = { .state = AGENT_DRAINING, .held = 1, .uploading = 1 };
+
+	(void)state;
+	assert_false(decide_stop(&v, 0, -1));
+	assert_false(decide_stop(&v, DECIDE_DRAIN_AWAY_MS - 1, -1));
+	assert_true(decide_stop(&v, DECIDE_DRAIN_AWAY_MS, -1)); /* the spool keeps it */
+	assert_false(decide_stop(&v, 0, 0));
+	assert_true(decide_stop(&v, 0, DECIDE_HURRY_MS));
+	v.busy = 1;
+	assert_false(decide_stop(&v, DECIDE_DRAIN_AWAY_MS, -1)); /* computing goes on */
+	v.held = v.busy = 0;
+	assert_true(decide_stop(&v, 0, -1));
+	v.state = AGENT_SERVING;
+	assert_false(decide_stop(&v, 0, DECIDE_HURRY_MS));
+}
+
+/* --- messages --------------------------------------------------------------------------------------------------- */
+
+static const char good_lease[] =
+	"{\"task\":\"t_1\",\"epoch\":3,\"job\":\"j_1\",\"kind\":\"quantize\",\"lease_seconds\":60,\"accept_seconds\":10,"
+	"\"spec\":{\"layer\":1},\"inputs\":[{\"name\":\"hidden-0\",\"sha256\":"
+	"\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\",\"bytes\":123}],"
+	"\"model\":{\"id\":\"m_1\",\"path\":null,\"files\":[{\"name\":\"config.json\",\"bytes\":850}]}}";
+
+static void test_lease(void **state)
+{
+	struct lease lease;
+	struct err err = ERR_INIT;
+
+	(void)state;
+	assert_int_equal(lease_parse(&lease, good_lease, strlen(good_lease), &err), 0);
+	assert_string_equal(lease.task, "t_1");
+	assert_string_equal(lease.kind, "quantize");
+	assert_int_equal(lease.epoch, 3);
+	assert_int_equal(lease.lease_ms, 60000);
+	assert_int_equal(lease.input_count, 1);
+	assert_string_equal(lease.inputs[0].name, "hidden-0");
+	assert_int_equal(lease.inputs[0].bytes, 123);
+	assert_non_null(lease.model);
+	lease_deinit(&lease);
+}
+
+/* Replaces the first `from` in the good lease; the sentence must hold `word`. */
+static void refuse(const char *from, const char *to, const char *word)
+{
+	char text[2048];
+	const char *at = strstr(good_lease, from);
+	struct lease lease;
+	struct err err = ERR_INIT;
+
+	assert_non_null(at);
+	snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - good_lease), good_lease, to, at + strlen(from));
+	assert_int_equal(lease_parse(&lease, text, strlen(text), &err), -1);
+	assert_int_equal(err.code, ERR_INVALID);
+	if (!strstr(err.text, word))
+		fail_msg("\"%s\" is not in \"%s\"", word, err.text);
+}
+
+static void test_bad_leases(void **state)
+{
+	(void)state;
+	refuse("t_1", "../t_1", "not an id");
+	refuse("t_1", "", "not an id");
+	refuse("\"epoch\":3", "\"epoch\":-1", "epoch");
+	refuse("\"epoch\":3", "\"epoch\":0.5", "epoch");
+	refuse("\"lease_seconds\":60", "\"lease_seconds\":0", "lease_seconds");
+	refuse("{\"layer\":1}", "[]", "spec");
+	refuse("hidden-0", "a/b", "plain name");
+	refuse("0123456789abcdef", "0123456789ABCDEF", "SHA-256");
+	refuse("\"bytes\":123", "\"bytes\":-5", "bytes");
+	refuse("m_1", "m/1", "model");
+	refuse("config.json", "../config.json", "plain name");
+	refuse("\"bytes\":850", "\"bytes\":\"many\"", "model.files");
+	refuse("}}", "}", "lease");
+}
+
+static void test_lease_without_memory(void **state)
+{
+	struct lease lease;
+	struct err err = ERR_INIT;
+	bool done = false;
+	uint64_t n;
+
+	(void)state;
+	for (n = 1; !done && n < 1000; n++) {
+		mem_fail_after(n);
+		done = lease_parse(&lease, good_lease, strlen(good_lease), &err) == 0;
+		mem_fail_after(0);
+	}
+	assert_true(done);
+	assert_in_range(n, 3, 999); /* some attempts did fail */
+	lease_deinit(&lease);
+}
+
+static void test_upload_answers(void **state)
+{
+	static const char part[] = "{\"upload\":\"u_1\",\"part_bytes\":1024,\"parts_done\":[0,2,9,-1,\"x\"]}";
+	static const char *const bad[] = {
+		"{}", "[]", "{\"upload\":\"u_1\",\"part_bytes\":1}", "{\"upload\":\"u/1\",\"part_bytes\":1024}", "nonsense",
+	};
+	struct wire_upload up;
+	struct err err = ERR_INIT;
+
+	(void)state;
+	assert_int_equal(wire_parse_upload(&up, 2049, part, strlen(part), &err), 0);
+	assert_false(up.exists);
+	assert_int_equal(up.parts, 3);
+	assert_memory_equal(up.done, "\1\0\1", 3);
+	mem_free(up.done);
+	assert_int_equal(wire_parse_upload(&up, 5, "{\"exists\":true}", 15, &err), 0);
+	assert_true(up.exists);
+	for (size_t i = 0; i < 5; i++)
+		assert_int_equal(wire_parse_upload(&up, 2049, bad[i], strlen(bad[i]), &err), -1);
+	assert_int_equal(wire_parse_upload(&up, (uint64_t)1 << 40, part, strlen(part), &err), -1); /* too many parts */
+}
+
+static void check_text(char *text, const char *expected)
+{
+	assert_non_null(text);
+	assert_string_equal(text, expected);
+	mem_free(text);
+}
+
+static void test_bodies(void **state)
+{
+	const char *have[] = { "aa", "bb" };
+	struct err why = { .code = ERR_NOSPC, .text = "no room \xff" };
+	static const char content[] = "{\"task\":\"t\",\"outputs\":[],\"result\":{\"a\":1},\"stats\":{}}";
+	struct json *complete = json_parse(content, strlen(content), NULL);
+
+	(void)state;
+	check_text(wire_lease_request("w_1", have, 2), "{\"worker\":\"w_1\",\"have\":[\"aa\",\"bb\"]}");
+	check_text(wire_heartbeat("w_1", 2, 0.5, "half"),
+		   "{\"worker\":\"w_1\",\"epoch\":2,\"progress\":0.5,\"note\":\"half\"}");
+	check_text(wire_fail("w_1", 2, &why, "last"),
+		   "{\"worker\":\"w_1\",\"epoch\":2,\"error\":{\"name\":\"no-space\",\"detail\":\"no room \xEF\xBF\xBD\"},"
+		   "\"log\":\"last\"}");
+	check_text(wire_release("w_1", 2, "drain"), "{\"worker\":\"w_1\",\"epoch\":2,\"reason\":\"drain\"}");
+	check_text(wire_upload_begin("ab", 7), "{\"sha256\":\"ab\",\"bytes\":7}");
+	check_text(wire_complete("w_1", 2, complete),
+		   "{\"worker\":\"w_1\",\"epoch\":2,\"outputs\":[],\"result\":{\"a\":1},\"stats\":{}}");
+	json_free(complete);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_hold_moves),
+		cmocka_unit_test(test_agent_moves),
+		cmocka_unit_test(test_moves_change_the_state),
+		cmocka_unit_test(test_illegal_moves_end_the_program),
+		cmocka_unit_test(test_backoff),
+		cmocka_unit_test(test_heartbeats),
+		cmocka_unit_test(test_replies),
+		cmocka_unit_test(test_want_lease),
+		cmocka_unit_test(test_give_back),
+		cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_lease),
+		cmocka_unit_test(test_bad_leases),
+		cmocka_unit_test(test_lease_without_memory),
+		cmocka_unit_test(test_upload_answers),
+		cmocka_unit_test(test_bodies),
+	};
+
+	return cmocka_run_group_tests_name("worker states", tests, NULL, NULL);
+}

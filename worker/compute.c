@@ -1,0 +1,272 @@
+#include "worker/compute.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "common/alloc.h"
+#include "common/buf.h"
+#include "common/log.h"
+#include "common/utf8.h"
+
+struct compute {
+	struct compute_config config;
+	struct loop *loop;
+	struct backend *backend;
+	struct model_source *models;
+	pthread_t thread;
+	pthread_mutex_t lock;           /* guards job and ending */
+	pthread_cond_t changed;
+	struct compute_job *job;        /* submitted or running */
+	bool ending;
+};
+
+/* --- progress ------------------------------------------------------------------------------------------ */
+
+static int64_t now_ms(const struct compute *c)
+{
+	return c->config.clock->mono_ms(c->config.clock->ctx);
+}
+
+static bool must_stop(void *ctx)
+{
+	return atomic_load(&((struct compute_job *)ctx)->stop);
+}
+
+/* A new note: shown in heartbeats, and kept for the log of a failure. */
+static void take_note(struct compute_job *job, const char *what)
+{
+	size_t len = utf8_cut(what, strlen(what), COMPUTE_NOTE_MAX - 1);
+	int64_t at = now_ms(job->compute) - job->started_ms;
+
+	if (strlen(job->note) == len && memcmp(job->note, what, len) == 0)
+		return;
+	pthread_mutex_lock(&job->lock);
+	memcpy(job->note, what, len);
+	job->note[len] = '\0';
+	pthread_mutex_unlock(&job->lock);
+	snprintf(job->log[job->log_count++ % COMPUTE_LOG_LINES], sizeof(job->log[0]), "%lld.%03lld s: %s",
+		 (long long)(at / 1000), (long long)(at % 1000), job->note);
+}
+
+static bool report_progress(void *ctx, double fraction, const char *what)
+{
+	struct compute_job *job = ctx;
+
+	if (fraction >= 0 && fraction <= 1)
+		atomic_store(&job->progress_ppm, (int)(fraction * 1e6));
+	take_note(job, what ? what : "");
+	return !must_stop(job);
+}
+
+double compute_progress(struct compute_job *job, char *note)
+{
+	pthread_mutex_lock(&job->lock);
+	memcpy(note, job->note, COMPUTE_NOTE_MAX);
+	pthread_mutex_unlock(&job->lock);
+	return atomic_load(&job->progress_ppm) / 1e6;
+}
+
+char *compute_log(const struct compute_job *job)
+{
+	size_t lines = job->log_count < COMPUTE_LOG_LINES ? job->log_count : COMPUTE_LOG_LINES;
+	struct buf text;
+	char *taken;
+
+	buf_init(&text, sizeof(job->log) + COMPUTE_LOG_LINES + 1);
+	buf_puts(&text, "");
+	for (size_t i = job->log_count - lines; i < job->log_count; i++)
+		buf_printf(&text, "%s\n", job->log[i % COMPUTE_LOG_LINES]);
+	taken = buf_take(&text);
+	buf_deinit(&text);
+	return taken;
+}
+
+void compute_job_init(struct compute_job *job)
+{
+	*job = (struct compute_job){ 0 };
+	pthread_mutex_init(&job->lock, NULL);
+}
+
+void compute_job_deinit(struct compute_job *job)
+{
+	pthread_mutex_destroy(&job->lock);
+}
+
+/* --- running one job ------------------------------------------------------------------------------------- */
+
+static int64_t cpu_ms(void)
+{
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000LL +
+	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1000;
+}
+
+static int64_t peak_rss_bytes(void)
+{
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return u.ru_maxrss * 1024LL;
+}
+
+static struct json *make_stats(struct compute *c, int64_t wall, int64_t cpu)
+{
+	struct json *o = json_new_object();
+
+	if (o && json_set_int(o, "wall_ms", wall) == 0 && json_set_int(o, "cpu_ms", cpu) == 0 &&
+	    json_set_int(o, "peak_rss_bytes", peak_rss_bytes()) == 0 &&
+	    json_set_string(o, "backend", c->config.backend->name) == 0 &&
+	    json_set_string(o, "identity", compute_identity(c)) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+static int run_task(struct compute *c, struct compute_job *job, const char *out, struct json **result)
+{
+	struct task_env env = {
+		.backend = c->backend, .inputs = job->inputs, .input_count = job->input_count,
+		.out_dir = out, .progress = report_progress, .progress_ctx = job,
+	};
+
+	/* Every kind there is reads the checkpoint. */
+	if (!job->model)
+		return err_set(&job->err, ERR_INVALID, "the lease of a %s task names no model", job->kind);
+	env.model = model_source_get(c->models, job->model, must_stop, job, &job->err);
+	if (!env.model)
+		return -1;
+	return task_run(job->kind, job->spec, &env, result, &job->err);
+}
+
+static int run_job(struct compute *c, struct compute_job *job)
+{
+	int64_t cpu = cpu_ms(), wall;
+	struct json *result = NULL, *stats = NULL;
+	char *out = spool_out_dir(job->entry);
+	int rc = out ? run_task(c, job, out, &result) : err_set_nomem(&job->err, "a path");
+
+	wall = now_ms(c) - job->started_ms;
+	if (rc == 0 && !(stats = make_stats(c, wall, cpu_ms() - cpu)))
+		rc = err_set_nomem(&job->err, "statistics");
+	if (rc == 0)
+		rc = spool_seal(job->entry, c->config.work, result, stats, &job->err);
+	mem_free(out);
+	json_free(result);
+	json_free(stats);
+	return rc;
+}
+
+static void *compute_thread(void *ctx)
+{
+	struct compute *c = ctx;
+
+	pthread_mutex_lock(&c->lock);
+	for (;;) {
+		struct compute_job *job;
+
+		while (!c->job && !c->ending)
+			pthread_cond_wait(&c->changed, &c->lock);
+		if (c->ending)
+			break;
+		job = c->job;
+		pthread_mutex_unlock(&c->lock);
+		job->started_ms = now_ms(c);
+		job->rc = run_job(c, job);
+		pthread_mutex_lock(&c->lock);
+		c->job = NULL;
+		loop_post(c->loop, &job->event);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return NULL;
+}
+
+void compute_submit(struct compute *c, struct compute_job *job)
+{
+	job->compute = c;
+	job->event = (struct loop_event){ .happened = job->done, .ctx = job->ctx };
+	pthread_mutex_lock(&c->lock);
+	if (c->job) {
+		log_error("two tasks at once in the compute thread");
+		abort();
+	}
+	c->job = job;
+	pthread_cond_signal(&c->changed);
+	pthread_mutex_unlock(&c->lock);
+}
+
+/* --- life ---------------------------------------------------------------------------------------------------- */
+
+const char *compute_identity(struct compute *c)
+{
+	return c->backend->ops->identity(c->backend);
+}
+
+static void free_parts(struct compute *c)
+{
+	model_source_free(c->models);
+	if (c->backend)
+		c->backend->ops->close(c->backend);
+	pthread_mutex_destroy(&c->lock);
+	pthread_cond_destroy(&c->changed);
+	mem_free(c);
+}
+
+struct compute *compute_start(struct loop *loop, const struct compute_config *config, struct err *err)
+{
+	const struct backend_options options = { .threads = config->threads };
+	struct compute *c = mem_alloc(1, sizeof(*c));
+
+	if (!c) {
+		err_set_nomem(err, "the compute thread");
+		return NULL;
+	}
+	c->config = *config;
+	c->loop = loop;
+	pthread_mutex_init(&c->lock, NULL);
+	pthread_cond_init(&c->changed, NULL);
+	c->backend = config->backend->open(&options, err);
+	c->models = c->backend ? model_source_new(config->client, config->clock, config->read_paths) : NULL;
+	if (c->backend && !c->models)
+		err_set_nomem(err, "the compute thread");
+	if (c->models && pthread_create(&c->thread, NULL, compute_thread, c) == 0)
+		return c;
+	if (c->models)
+		err_set(err, ERR_INTERNAL, "cannot start the compute thread");
+	free_parts(c);
+	return NULL;
+}
+
+static bool join_within(pthread_t thread, int64_t ms)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += ms / 1000;
+	until.tv_nsec += ms % 1000 * 1000000;
+	if (until.tv_nsec >= 1000000000) {
+		until.tv_sec++;
+		until.tv_nsec -= 1000000000;
+	}
+	return pthread_timedjoin_np(thread, NULL, &until) == 0;
+}
+
+bool compute_end(struct compute *c, int64_t wait_ms)
+{
+	if (!c)
+		return true;
+	pthread_mutex_lock(&c->lock);
+	c->ending = true;
+	if (c->job)
+		atomic_store(&c->job->stop, true);
+	pthread_cond_signal(&c->changed);
+	pthread_mutex_unlock(&c->lock);
+	if (!join_within(c->thread, wait_ms))
+		return false;
+	free_parts(c);
+	return true;
+}

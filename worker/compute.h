@@ -1,0 +1,81 @@
+/* compute.h - the compute thread: runs one task at a time, away from the loop.
+ *
+ * The backend is opened by compute_start() and used by the thread alone. A job is filled in by the loop's
+ * thread, handed over by compute_submit(), and handed back by a loop event: in between only `stop`, and progress through
+ * compute_progress(), are touched by the loop. The thread runs the task and seals its result into
+ * the spool, so that after `done` the result survives this process.
+ */
+#ifndef QUARRY_WORKER_COMPUTE_H
+#define QUARRY_WORKER_COMPUTE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/clock.h"
+#include "common/err.h"
+#include "common/json.h"
+#include "worker/backend/backend.h"
+#include "worker/loop.h"
+#include "worker/model_source.h"
+#include "worker/spool.h"
+#include "worker/task.h"
+
+struct compute;
+
+enum { COMPUTE_NOTE_MAX = 128, COMPUTE_LOG_LINES = 32 };
+
+struct compute_job {
+	/* in; borrowed until done */
+	const char *kind;
+	const struct json *spec;
+	const struct json *model;               /* of the lease; NULL is an error of the job */
+	const struct task_input *inputs;
+	size_t input_count;
+	struct spool_entry *entry;              /* in run/; sealed into done/ on success */
+	void (*done)(void *ctx);                /* in the loop */
+	void *ctx;
+	/* while it runs */
+	atomic_bool stop;
+	atomic_int progress_ppm;
+	pthread_mutex_t lock;                   /* guards note */
+	char note[COMPUTE_NOTE_MAX];
+	/* out, after done */
+	int rc;                                 /* 0: sealed */
+	struct err err;
+	char log[COMPUTE_LOG_LINES][COMPUTE_NOTE_MAX + 32]; /* the last notes with their times, a ring */
+	size_t log_count;                       /* notes in all */
+	/* private */
+	struct compute *compute;
+	int64_t started_ms;
+	struct loop_event event;
+};
+
+struct compute_config {
+	const struct backend_ops *backend;
+	int threads;
+	const char *work;                       /* the work folder */
+	const struct client_config *client;
+	const struct clock *clock;
+	bool read_paths;                        /* model_source_new() */
+};
+
+/* Opens the backend, starts the thread. Everything in config is borrowed. */
+struct compute *compute_start(struct loop *loop, const struct compute_config *config, struct err *err);
+/* Asks a running job to stop and ends the thread; its done() is not called. false: it did not stop within
+ * wait_ms, and everything it uses was left alone. NULL is fine. */
+bool compute_end(struct compute *c, int64_t wait_ms);
+/* What determines results, for registration and stats. */
+const char *compute_identity(struct compute *c);
+
+void compute_job_init(struct compute_job *job);
+void compute_job_deinit(struct compute_job *job);
+/* One job at a time: not before the one before is done. */
+void compute_submit(struct compute *c, struct compute_job *job);
+/* Progress 0..1 and what it is at; `note` of COMPUTE_NOTE_MAX bytes. From the loop. */
+double compute_progress(struct compute_job *job, char *note);
+/* The last notes, one a line, oldest first; after done. Free with mem_free(); NULL when out of memory. */
+char *compute_log(const struct compute_job *job);
+
+#endif
