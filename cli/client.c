@@ -155,7 +155,10 @@ static size_t on_body(char *bytes, size_t size, size_t count, void *ctx)
 	if (x->fd < 0 || (status != 200 && status != 206)) {
 		if (buf_append(&x->text, bytes, len) == 0)
 			return len;
-		err_set(&x->err, ERR_TOO_LARGE, "the server's reply is larger than %u bytes", CLIENT_JSON_MAX);
+		if (len > x->text.limit - x->text.len)
+			err_set(&x->err, ERR_TOO_LARGE, "the server's reply is larger than %zu bytes", x->text.limit);
+		else
+			err_set_nomem(&x->err, "a reply");
 		return 0;
 	}
 	if (status == 200 && x->asked != 0) {

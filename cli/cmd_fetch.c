@@ -29,7 +29,7 @@ static enum exit_status run(const struct args *args, struct err *err)
 	c = connect_from_args(args, &status, err);
 	if (!c)
 		return status;
-	rc = fetch_job(c, id, out_dir, true, err);
+	rc = fetch_job(c, id, out_dir, err);
 	client_free(c);
 	if (rc == 0)
 		printf("the result of job %s lies in %s\n", id, out_dir);

@@ -39,7 +39,7 @@ static int quantize(struct embedded *e, const char *out_dir, struct err *err)
 	job = embedded_finish(e, err);
 	if (!job)
 		return -1;
-	rc = fetch_job(local_client(e->local), e->job, out_dir, false, err);
+	rc = embedded_fetch(e, out_dir, err);
 	if (rc == 0)
 		rc = summary_print(job, out_dir, (double)(clock_system.mono_ms(NULL) - started_ms) / 1000, err);
 	json_free(job);

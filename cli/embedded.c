@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "cli/connect.h"
+#include "cli/fetch.h"
 #include "cli/follow.h"
 #include "cli/interrupt.h"
 #include "cli/submit.h"
@@ -16,7 +17,7 @@
 #include "common/digest.h"
 #include "common/file.h"
 
-enum { LOCAL_PATIENCE_MS = 60000, SUBMISSION_MAX = 4096 };
+enum { LOCAL_PATIENCE_MS = 60000, STEP_TRIES = 8, SUBMISSION_MAX = 4096 };
 
 /* --- before anything starts -------------------------------------------------------------------------- */
 
@@ -207,12 +208,14 @@ static struct json *submit(struct embedded *e, const char *key, bool dry_run, st
 {
 	struct client *c = local_client(e->local);
 	char model[SERVER_ID];
-	struct json *problems = NULL, *reply;
+	struct json *problems = NULL, *reply = NULL, *recipe = json_copy(e->recipe);
 
-	if (register_model(e, model, err) != 0 || submit_texts(c, e->args, e->recipe, err) != 0)
-		return NULL;
-	reply = submit_job(c, e->model_name, model, e->recipe, key, dry_run, &problems, err);
+	if (!recipe)
+		err_set_nomem(err, "the recipe");
+	else if (register_model(e, model, err) == 0 && submit_texts(c, e->args, recipe, err) == 0)
+		reply = submit_job(c, e->model_name, model, recipe, key, dry_run, &problems, err);
 	print_problems(problems, err);
+	json_free(recipe);
 	return reply;
 }
 
@@ -244,7 +247,6 @@ static int resume(struct embedded *e, struct err *err)
 	if (!job)
 		return gone.code == ERR_NOT_FOUND ? 1 : err_set(err, gone.code, "%s", gone.text);
 	state = json_get_string(job, "state", "");
-	e->resumed = true;
 	if (strcmp(state, "CANCELLED") == 0) {
 		rc = 1;
 	} else if (strcmp(state, "FAILED") == 0) {
@@ -277,6 +279,38 @@ static int find_or_submit(struct embedded *e, struct err *err)
 	return rc == 1 ? submit_new(e, key, fresh, err) : rc;
 }
 
+/* Does a step again while the local server is being started again; every step may be repeated. */
+static int with_restarts(struct embedded *e, int (*step)(struct embedded *e, struct err *err), struct err *err)
+{
+	int rc = -1;
+
+	for (int tries = 0; rc != 0 && tries < STEP_TRIES; tries++) {
+		err_clear(err);
+		if (interrupt_check(err) != 0 || local_tend(e->local, err) != 0)
+			return -1;
+		rc = step(e, err);
+		if (rc != 0 && err->code != ERR_UNAVAILABLE)
+			return -1;
+	}
+	return rc;
+}
+
+static int fetch(struct embedded *e, struct err *err)
+{
+	return fetch_job(local_client(e->local), e->job, e->out_dir, err);
+}
+
+int embedded_fetch(struct embedded *e, const char *out_dir, struct err *err)
+{
+	struct err ignored = ERR_INIT;
+
+	e->out_dir = out_dir;
+	if (with_restarts(e, fetch, err) == 0)
+		return 0;
+	fetch_discard(e->job, out_dir, &ignored);
+	return -1;
+}
+
 static int tend(void *ctx, struct err *err)
 {
 	return local_tend(ctx, err);
@@ -287,7 +321,7 @@ struct json *embedded_finish(struct embedded *e, struct err *err)
 	struct follow follow = { .tend = tend, .patience_ms = LOCAL_PATIENCE_MS };
 	struct json *job = NULL;
 
-	if (find_or_submit(e, err) != 0)
+	if (with_restarts(e, find_or_submit, err) != 0)
 		return NULL;
 	follow.client = local_client(e->local);
 	follow.job = e->job;

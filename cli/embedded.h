@@ -21,7 +21,7 @@ struct embedded {
 	char model_name[200];
 	struct local *local;
 	char job[SERVER_ID];
-	bool resumed;
+	const char *out_dir;            /* of embedded_fetch() */
 };
 
 /* Options every embedded command takes, to stand in its table: use EMBEDDED_SPECS. */
@@ -40,6 +40,8 @@ int embedded_start(struct embedded *e, bool dry_run, struct err *err);
 struct json *embedded_plan(struct embedded *e, struct err *err);
 /* Submits, or finds the job of an earlier run, and follows it until it is DONE: its last description. */
 struct json *embedded_finish(struct embedded *e, struct err *err);
+/* Copies the result of a finished job; nothing is left in OUT_DIR or beside it when that fails. */
+int embedded_fetch(struct embedded *e, const char *out_dir, struct err *err);
 /* Stops the fleet. Says how to resume when `err` tells of an interruption. */
 void embedded_deinit(struct embedded *e, const struct err *err);
 

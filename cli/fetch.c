@@ -113,7 +113,7 @@ int fetch_check_target(const char *out_dir, const char *job, struct err *err)
 	return 0;
 }
 
-static int choose_staging(struct fetch *f, struct err *err)
+static int name_staging(struct fetch *f, struct err *err)
 {
 	char trimmed[PATH_MAX];
 	size_t len = strlen(f->out_dir);
@@ -126,7 +126,7 @@ static int choose_staging(struct fetch *f, struct err *err)
 	n = snprintf(f->staging, sizeof(f->staging), "%s%s.partial-%s", trimmed, f->inside ? "/" : "", f->job);
 	if (n < 0 || (size_t)n >= sizeof(f->staging))
 		return err_set(err, ERR_INVALID, "the path %s is too long", f->out_dir);
-	return dir_make(f->staging, err);
+	return 0;
 }
 
 /* --- files -------------------------------------------------------------------------------------- */
@@ -155,7 +155,7 @@ static void show_fetched(void *ctx, uint64_t bytes)
 
 	snprintf(line, sizeof(line), "fetching  %s of %s", text_bytes((double)(f->done + bytes), done),
 		 text_bytes((double)f->total, all));
-	status_draw(line);
+	status_draw_often(line);
 }
 
 static bool digest_matches(const char *file, const struct wanted *w)
@@ -325,15 +325,19 @@ static int put_in_place(struct fetch *f, struct err *err)
 	return file_rename_durable(f->staging, f->out_dir, err);
 }
 
-int fetch_job(struct client *c, const char *job, const char *out_dir, bool keep_partial, struct err *err)
+int fetch_job(struct client *c, const char *job, const char *out_dir, struct err *err)
 {
 	struct fetch f = { .client = c, .job = job, .out_dir = out_dir };
 
-	if (fetch_check_target(out_dir, job, err) != 0 || choose_staging(&f, err) != 0)
+	if (fetch_check_target(out_dir, job, err) != 0 || name_staging(&f, err) != 0 ||
+	    dir_make(f.staging, err) != 0 || fetch_all(&f, err) != 0)
 		return -1;
-	if (fetch_all(&f, err) == 0 && put_in_place(&f, err) == 0)
-		return 0;
-	if (!keep_partial)
-		dir_remove(f.staging, NULL);
-	return -1;
+	return put_in_place(&f, err);
+}
+
+int fetch_discard(const char *job, const char *out_dir, struct err *err)
+{
+	struct fetch f = { .job = job, .out_dir = out_dir };
+
+	return name_staging(&f, err) == 0 ? dir_remove(f.staging, err) : -1;
 }

@@ -18,8 +18,10 @@ enum { FETCH_DEPTH_MAX = 4 };
 
 /* OUT_DIR must not exist or be empty (but for the staging of `job`, which may be NULL), its parent writable. */
 int fetch_check_target(const char *out_dir, const char *job, struct err *err);
-/* keep_partial: after a failure the staging folder stays, and the same call continues it. */
-int fetch_job(struct client *c, const char *job, const char *out_dir, bool keep_partial, struct err *err);
+/* After a failure the staging folder stays, and the same call continues it. */
+int fetch_job(struct client *c, const char *job, const char *out_dir, struct err *err);
+/* Removes what a failed fetch_job() has left. */
+int fetch_discard(const char *job, const char *out_dir, struct err *err);
 /* Whether a path from the server may be written below a folder. */
 bool fetch_path_is_safe(const char *path);
 

@@ -7,17 +7,18 @@
 enum { PAGE_MAX = 500, PATH_BYTES = 1024 };
 
 static int page_path(char out[PATH_BYTES], const char *path, const char *name, const char *value,
-		     const char *cursor, int64_t limit)
+		     const char *cursor, int64_t limit, struct err *err)
 {
 	char *v = url_escape(value ? value : ""), *k = url_escape(cursor);
-	int n = -1;
+	int rc = v && k ? 0 : err_set_nomem(err, "a request");
 
-	if (v && k)
-		n = snprintf(out, PATH_BYTES, "%s?limit=%lld%s%s%s%s%s%s", path, (long long)limit,
-			     value ? "&" : "", value ? name : "", value ? "=" : "", v, *k ? "&cursor=" : "", k);
+	if (rc == 0 && snprintf(out, PATH_BYTES, "%s?limit=%lld%s%s%s%s%s%s", path, (long long)limit,
+				value ? "&" : "", value ? name : "", value ? "=" : "", v, *k ? "&cursor=" : "",
+				k) >= PATH_BYTES)
+		rc = err_set(err, ERR_INVALID, "the value of --%s is too long", value ? name : "cursor");
 	mem_free(v);
 	mem_free(k);
-	return n > 0 && n < PATH_BYTES ? 0 : -1;
+	return rc;
 }
 
 static int append_items(struct json *all, const struct json *page, int64_t limit)
@@ -39,8 +40,8 @@ static int fetch_all(struct client *c, struct json *all, const char *path, const
 		struct json *page;
 		int rc;
 
-		if (page_path(where, path, name, value, cursor, left < PAGE_MAX ? left : PAGE_MAX) != 0)
-			return err_set(err, ERR_INVALID, "the value '%s' is too long", value ? value : "");
+		if (page_path(where, path, name, value, cursor, left < PAGE_MAX ? left : PAGE_MAX, err) != 0)
+			return -1;
 		page = client_get(c, where, err);
 		if (!page)
 			return -1;

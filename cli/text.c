@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/alloc.h"
+#include "common/clock.h"
 #include "common/utf8.h"
 
 /* --- safe text ------------------------------------------------------------------------------ */
@@ -205,6 +206,8 @@ void table_free(struct table *t)
 
 /* --- the status line ------------------------------------------------------------------------ */
 
+enum { STATUS_PAUSE_MS = 100 };
+
 static bool status_open; /* a line without its newline stands on the terminal */
 
 bool status_is_live(void)
@@ -232,6 +235,17 @@ void status_draw(const char *line)
 	fprintf(stderr, "\r%.*s\033[K", (int)bytes, line);
 	fflush(stderr);
 	status_open = true;
+}
+
+void status_draw_often(const char *line)
+{
+	static int64_t drawn_ms;
+	int64_t now_ms = clock_system.mono_ms(clock_system.ctx);
+
+	if (now_ms - drawn_ms < STATUS_PAUSE_MS)
+		return;
+	drawn_ms = now_ms;
+	status_draw(line);
 }
 
 void status_end(void)

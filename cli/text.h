@@ -40,6 +40,7 @@ void table_free(struct table *t);
 /* The status line on a terminal: written over in place. Without a terminal nothing is drawn. */
 bool status_is_live(void);
 void status_draw(const char *line);     /* already safe; cut to the terminal's width */
+void status_draw_often(const char *line); /* the same for callers that come many times a second */
 void status_end(void);                  /* leaves the last line standing */
 void status_clear(void);                /* wipes it */
 

@@ -30,7 +30,7 @@ static void show_moved(void *ctx, uint64_t bytes)
 		return;
 	snprintf(line, sizeof(line), "uploading %s  %s of %s", text_safe(s->name, name, sizeof(name)),
 		 text_bytes((double)(s->before + bytes), done), text_bytes((double)s->total, all));
-	status_draw(line);
+	status_draw_often(line);
 }
 
 static bool part_is_done(const struct json *done, int64_t part)

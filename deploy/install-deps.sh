@@ -67,14 +67,17 @@ if [ "$(id -u)" -ne 0 ]; then
 	as_root="sudo"
 fi
 echo "Installing packages that Quarry needs:" $packages
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || {
-	echo "apt-get update failed; check the network and the package sources." >&2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# Runs apt-get quietly; what it said is shown when it fails.
+apt() {
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" >"$log" 2>&1 && return
+	cat "$log" >&2
+	echo "apt-get $1 failed; check the network and the package sources." >&2
 	exit 1
 }
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages || {
-	echo "apt-get could not install the packages above." >&2
-	exit 1
-}
+apt update -q
+apt install -y -q --no-install-recommends $packages
 wanted=$(missing)
 if [ -n "$wanted" ]; then
 	echo "Still missing after the installation:" >&2

@@ -64,16 +64,6 @@ static int resolve_roots(struct engine *e, struct err *err)
 	return 0;
 }
 
-/* Leases survive a restart with a full fresh deadline; their holders count as seen. */
-static int refresh_leases(struct tx *tx, void *ctx, struct err *err)
-{
-	(void)ctx;
-	if (store_exec(tx->db, SQL_LEASES_REFRESH, err, sql_i(tx->now_ms + tx->e->config.lease_ms)) < 0 ||
-	    store_exec(tx->db, SQL_HOLDERS_SEEN, err, sql_i(tx->now_ms)) < 0)
-		return -1;
-	return 0;
-}
-
 static bool keep_blob(void *ctx, const char *sha256)
 {
 	struct engine *e = ctx;
@@ -115,7 +105,7 @@ static int open_all(struct engine *e, void (*token_made)(void *ctx, enum role ro
 		return -1;
 	e->writer = store_open_writer(e->db_path, err);
 	if (!e->writer || tokens_load(e, token_made, ctx, err) != 0 ||
-	    writer_run(e, refresh_leases, NULL, err) != 0)
+	    writer_run(e, leases_refresh, NULL, err) != 0)
 		return -1;
 	if (blobs_sweep(e->config.blobs, upload_age_ms, keep_blob, e, &ignored) != 0)
 		log_warn("%s", ignored.text);
@@ -233,7 +223,9 @@ static void call_write(struct engine *e, const struct engine_request *r, struct 
 	/* The scan replaces the body; the caller keeps the original. */
 	if (scan)
 		call.request.body = json_copy(r->body);
-	if (scan && model_add_prepare(e, &call.request, &call.reply) != 0)
+	if (scan && r->body && !call.request.body)
+		err_set_nomem(&call.reply.err, "a request");
+	else if (scan && model_add_prepare(e, &call.request, &call.reply) != 0)
 		; /* the reply says why */
 	else if (e->writer_running)
 		post_and_wait(e, &call);

@@ -95,7 +95,7 @@ struct engine {
 	pthread_mutex_t health_lock;
 	struct err last_failure;        /* code NONE: the last write transaction succeeded */
 
-	int64_t orphans_checked_ms;     /* the ticker's */
+	int64_t orphans_checked_ms, ticked_wall_ms, ticked_mono_ms; /* the ticker's */
 	_Atomic uint64_t commits, writes, failed_commits;
 };
 
@@ -199,6 +199,8 @@ struct worker_ref { int64_t pk, draining, last_seen_ms, memory_bytes; char id[ID
 /* The worker of the request's body field "worker", which must belong to the caller; notes that it was seen. */
 int worker_of_request(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct err *err);
 
+/* All leases get a full fresh deadline, and their holders count as seen. A writer_run() step. */
+int leases_refresh(struct tx *tx, void *ctx, struct err *err);
 /* A lease that ran out: back to READY, or the task (and job) fails. counted: the attempt counts. */
 int lease_end(struct tx *tx, struct task_ref *t, const char *error, const char *detail, const char *log,
 	      bool counted, bool fatal, struct err *err);

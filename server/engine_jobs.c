@@ -4,6 +4,8 @@
 #include "common/alloc.h"
 #include "server/engine_internal.h"
 
+/* --- cancel ------------------------------------------------------------------- */
+
 static int reply_state(struct engine_reply *reply, const char *id, enum job_state state)
 {
 	reply->status = 200;
@@ -12,6 +14,40 @@ static int reply_state(struct engine_reply *reply, const char *id, enum job_stat
 	    json_set_string(reply->body, "state", job_state_name(state)) != 0)
 		return err_set_nomem(&reply->err, "a reply");
 	return 0;
+}
+
+struct digest_list { char (*items)[DIGEST_HEX]; size_t count; };
+
+static int collect_files(struct tx *tx, int64_t job, struct digest_list *list, struct err *err)
+{
+	int64_t count = 0;
+	struct query *q;
+	int more;
+
+	if (store_get_int(tx->db, SQL_FILE_COUNT, &count, err, sql_i(job)) < 0)
+		return -1;
+	list->items = mem_alloc((size_t)count, sizeof(*list->items));
+	if (!list->items)
+		return err_set_nomem(err, "the files of a job");
+	q = store_select(tx->db, SQL_FILES, err, sql_i(job), sql_t(""), sql_i(count));
+	while ((more = query_next(q, err)) == 1 && list->count < (size_t)count)
+		memcpy(list->items[list->count++], query_text(q, 1), DIGEST_HEX);
+	query_done(q);
+	return more < 0 ? -1 : 0;
+}
+
+/* The files that the job has so far, rows and blobs. */
+static int drop_files(struct tx *tx, const struct job_ref *job, struct err *err)
+{
+	struct digest_list files = { 0 };
+	int rc = collect_files(tx, job->pk, &files, err);
+
+	if (rc == 0 && store_exec(tx->db, SQL_FILES_REMOVE, err, sql_i(job->pk)) < 0)
+		rc = -1;
+	for (size_t i = 0; rc == 0 && i < files.count; i++)
+		rc = blob_drop_if_unused(tx, files.items[i], err);
+	mem_free(files.items);
+	return rc;
 }
 
 int verb_job_cancel(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
@@ -25,7 +61,7 @@ int verb_job_cancel(struct tx *tx, const struct engine_request *r, struct engine
 	if (job_state_final(job.state))
 		return reply_fail(reply, ERR_CONFLICT, "job %s is %s already", job.id, job_state_name(job.state));
 	if (job_cancel_tasks(tx, &job, &reply->err) != 0 ||
-	    job_drop_outputs(tx, &job, &reply->err) != 0 ||
+	    job_drop_outputs(tx, &job, &reply->err) != 0 || drop_files(tx, &job, &reply->err) != 0 ||
 	    job_move(tx->db, job.pk, job.id, (enum job_state)job.state, JOB_CANCELLED, tx->now_ms,
 		     &reply->err) != 0 ||
 	    job_touch(tx, job.pk, job.id, &reply->err) != 0)
@@ -88,47 +124,20 @@ int verb_job_retry(struct tx *tx, const struct engine_request *r, struct engine_
 
 /* --- delete ------------------------------------------------------------------- */
 
-struct digest_list { char (*items)[DIGEST_HEX]; size_t count; };
-
-static int collect_files(struct tx *tx, int64_t job, struct digest_list *list, struct err *err)
-{
-	int64_t count = 0;
-	struct query *q;
-	int more;
-
-	if (store_get_int(tx->db, SQL_FILE_COUNT, &count, err, sql_i(job)) < 0)
-		return -1;
-	list->items = mem_alloc((size_t)count, sizeof(*list->items));
-	if (!list->items)
-		return err_set_nomem(err, "the files of a job");
-	q = store_select(tx->db, SQL_FILES, err, sql_i(job), sql_t(""), sql_i(count));
-	while ((more = query_next(q, err)) == 1 && list->count < (size_t)count)
-		memcpy(list->items[list->count++], query_text(q, 1), DIGEST_HEX);
-	query_done(q);
-	return more < 0 ? -1 : 0;
-}
-
 int verb_job_delete(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
 {
-	struct digest_list files = { 0 };
 	struct job_ref job;
-	int rc;
 
 	if (job_find(tx->db, r->id, &job, &reply->err) != 0)
 		return -1;
 	if (!job_state_final(job.state))
 		return reply_fail(reply, ERR_CONFLICT, "job %s is %s; cancel it first", job.id,
 				  job_state_name(job.state));
-	rc = collect_files(tx, job.pk, &files, &reply->err);
-	if (rc == 0)
-		rc = job_drop_outputs(tx, &job, &reply->err);
-	if (rc == 0 && (store_exec(tx->db, SQL_TASKS_REMOVE, &reply->err, sql_i(job.first_task),
-				   sql_i(job.first_task + job.task_count - 1)) < 0 ||
-			store_exec(tx->db, SQL_JOB_REMOVE, &reply->err, sql_i(job.pk)) < 0))
-		rc = -1;
-	for (size_t i = 0; rc == 0 && i < files.count; i++)
-		rc = blob_drop_if_unused(tx, files.items[i], &reply->err);
-	mem_free(files.items);
+	if (job_drop_outputs(tx, &job, &reply->err) != 0 || drop_files(tx, &job, &reply->err) != 0 ||
+	    store_exec(tx->db, SQL_TASKS_REMOVE, &reply->err, sql_i(job.first_task),
+		       sql_i(job.first_task + job.task_count - 1)) < 0 ||
+	    store_exec(tx->db, SQL_JOB_REMOVE, &reply->err, sql_i(job.pk)) < 0)
+		return -1;
 	reply->status = 204;
-	return rc == 0 ? effects_wake(tx->fx, WAKE_JOB, job.id, &reply->err) : -1;
+	return effects_wake(tx->fx, WAKE_JOB, job.id, &reply->err);
 }

@@ -150,14 +150,12 @@ static int load_recipe(struct submit *s)
 
 	if (!given && !empty)
 		return err_set_nomem(s->err, "the recipe");
-	recipe_init(&s->recipe);
-	s->has_recipe = true;
 	rc = recipe_from_json(&s->recipe, given ? given : empty, &s->problems, &why);
 	json_free(empty);
-	if (rc != 0 && note_problem(s, &why, before) != 0)
-		return -1;
-	if (rc == 0)
-		plan_resolve(&s->recipe, &s->config);
+	if (rc != 0)
+		return note_problem(s, &why, before);
+	s->has_recipe = true;
+	plan_resolve(&s->recipe, &s->config);
 	return 0;
 }
 

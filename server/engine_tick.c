@@ -10,6 +10,7 @@
 enum { LAPSED_MAX = 256, ORPHANS_MAX = 256 };
 static const int64_t orphan_age_ms = 24 * 3600 * 1000;
 static const int64_t orphan_every_ms = 600 * 1000;
+static const int64_t jump_ms = 5000;
 
 /* --- leases ------------------------------------------------------------------- */
 
@@ -63,6 +64,28 @@ static int end_lapsed(struct tx *tx, void *ctx, struct err *err)
 			return -1;
 	}
 	return 0;
+}
+
+int leases_refresh(struct tx *tx, void *ctx, struct err *err)
+{
+	(void)ctx;
+	if (store_exec(tx->db, SQL_LEASES_REFRESH, err, sql_i(tx->now_ms + tx->e->config.lease_ms)) < 0 ||
+	    store_exec(tx->db, SQL_HOLDERS_SEEN, err, sql_i(tx->now_ms)) < 0)
+		return -1;
+	return 0;
+}
+
+/* Deadlines are wall-clock times. When that clock was set, or the machine slept, they mean nothing: nobody is
+ * to lose work for it. */
+static bool clock_jumped(struct engine *e, int64_t wall_ms)
+{
+	int64_t mono_ms = e->config.clock->mono_ms(e->config.clock->ctx);
+	int64_t off = (wall_ms - e->ticked_wall_ms) - (mono_ms - e->ticked_mono_ms);
+	bool first = e->ticked_wall_ms == 0;
+
+	e->ticked_wall_ms = wall_ms;
+	e->ticked_mono_ms = mono_ms;
+	return !first && (off > jump_ms || off < -jump_ms);
 }
 
 /* --- blobs that nothing names ------------------------------------------------- */
@@ -148,8 +171,13 @@ static void wake_pollers(struct engine *e)
 void engine_tick(struct engine *e)
 {
 	int64_t now_ms = engine_now(e);
-	struct due due = look(e, now_ms);
+	struct due due;
 
+	if (clock_jumped(e, now_ms)) {
+		log_warn("the clock jumped: all leases get a fresh deadline");
+		run_step(e, leases_refresh);
+	}
+	due = look(e, now_ms);
 	if (unhealthy(e))
 		run_step(e, probe);
 	if (due.lapsed)

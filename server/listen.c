@@ -18,7 +18,7 @@ static int split(const char *address, char host[256], const char **port, struct 
 	size_t len = colon ? (size_t)(colon - address) : 0;
 
 	if (!colon || len == 0 || len >= 256 || colon[1] == '\0' || strlen(colon + 1) > 5 ||
-	    strspn(colon + 1, "0123456789") != strlen(colon + 1) || atoi(colon + 1) > 65535)
+	    strspn(colon + 1, "0123456789") != strlen(colon + 1) || strtol(colon + 1, NULL, 10) > 65535)
 		return err_set(err, ERR_INVALID, "--listen %s: expected ADDR:PORT, such as 127.0.0.1:8750",
 			       address);
 	if (address[0] == '[' && address[len - 1] == ']') {

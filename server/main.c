@@ -119,14 +119,14 @@ static void base_url(const struct server *s, char url[320])
 
 static int announce(const struct server *s, struct err *err)
 {
-	char url[320];
+	char url[320], line[324];
 
 	base_url(s, url);
 	log_info("serving %s, data in %s", url, s->options.data);
 	if (!s->options.ready_file)
 		return 0;
-	strcat(url, "\n");
-	return file_write_atomic(s->options.ready_file, url, strlen(url), err);
+	snprintf(line, sizeof(line), "%s\n", url);
+	return file_write_atomic(s->options.ready_file, line, strlen(line), err);
 }
 
 static int start(struct server *s, struct err *err)
@@ -134,7 +134,7 @@ static int start(struct server *s, struct err *err)
 	const struct app_config app = {
 		.listen = s->options.listen, .header_ms = s->options.header_s * 1000,
 		.connections = (unsigned)s->options.connections,
-		.connections_per_ip = (unsigned)s->options.connections,
+		.connections_per_ip = (unsigned)s->options.connections / 2,
 	};
 
 	if (lock_data(s, err) != 0)

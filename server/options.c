@@ -20,7 +20,7 @@ const char options_usage[] =
 	"  --exit-with-parent      stop when the parent process ends\n"
 	"  --lease-seconds N       a task whose worker is silent for so long is given to another (60)\n"
 	"  --header-timeout N      seconds a client has to send a request's headers (15)\n"
-	"  --connections N         connections served at one time (1024)\n"
+	"  --connections N         connections at one time, half of them from one address (1024)\n"
 	"  --log-level LEVEL       debug, info, warn or error (info)\n"
 	"  --help, --version\n";
 

@@ -1,6 +1,7 @@
 /* Which tensors go into which file of each format: model order, cut at max_shard_size. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/alloc.h"
@@ -17,14 +18,42 @@ struct out_tensor {
 	const struct plan_module *module;   /* NULL: carried over */
 };
 
+/* The source's dtypes by name: a JSON object is searched from its start each time. */
+struct dtype_entry { const char *name, *dtype; };
+
 struct out_list {
 	struct plan *plan;
 	const struct plan_request *request;
 	const struct format *format;
+	struct dtype_entry *dtypes; size_t dtype_count;
 	struct out_tensor *items;
 	size_t count, cap;
 	struct err *err;
 };
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct dtype_entry *)a)->name, ((const struct dtype_entry *)b)->name);
+}
+
+static int index_dtypes(struct out_list *o)
+{
+	o->dtypes = mem_alloc(json_size(o->request->dtypes), sizeof(*o->dtypes));
+	if (!o->dtypes)
+		return err_set_nomem(o->err, "the source's tensors");
+	for (const struct json *t = json_first(o->request->dtypes); t; t = json_next(t))
+		o->dtypes[o->dtype_count++] = (struct dtype_entry){ json_key(t), json_string(t, "") };
+	qsort(o->dtypes, o->dtype_count, sizeof(*o->dtypes), by_name);
+	return 0;
+}
+
+static const char *source_dtype(const struct out_list *o, const char *name)
+{
+	const struct dtype_entry key = { name, NULL };
+	const struct dtype_entry *found = bsearch(&key, o->dtypes, o->dtype_count, sizeof(key), by_name);
+
+	return found ? found->dtype : NULL;
+}
 
 static int out_add(struct out_list *o, const struct out_tensor *t)
 {
@@ -92,7 +121,7 @@ static int add_model_tensor(void *ctx, const struct model_tensor *mt)
 	const struct plan_module *m = quantized_module(o->plan, mt);
 	struct out_tensor t = { .ndim = mt->dim[1] ? 2 : 1, .layer = mt->layer,
 				.shape = { mt->dim[0], mt->dim[1] } };
-	const char *dtype = json_get_string(o->request->dtypes, mt->name, NULL);
+	const char *dtype = source_dtype(o, mt->name);
 
 	if (m)
 		return add_module_tensors(o, m);
@@ -168,7 +197,7 @@ static struct json *metadata(const struct out_list *o, size_t first, size_t end)
 	int rc = json_set_string(meta, "format", o->format->meta_format);
 
 	for (size_t i = first; o->format->meta_modules && i < end; i++)
-		if (o->items[i].module && !json_get(meta, o->items[i].module->name))
+		if (o->items[i].module && (i == first || o->items[i].module != o->items[i - 1].module))
 			rc |= set_module_meta(meta, o->items[i].module);
 	if (rc == 0)
 		return meta;
@@ -239,8 +268,10 @@ static int add_format(struct plan *plan, const struct plan_request *r, const str
 {
 	struct out_list o = { .plan = plan, .request = r, .format = format, .err = err };
 	size_t files, number = 1;
-	int rc = model_each_tensor(r->config, add_model_tensor, &o);
+	int rc = index_dtypes(&o);
 
+	if (rc == 0)
+		rc = model_each_tensor(r->config, add_model_tensor, &o);
 	plan->outputs[plan->output_count].format = format;
 	plan->outputs[plan->output_count].files = files = count_files(&o);
 	for (size_t first = 0; rc == 0 && first < o.count; number++) {
@@ -251,6 +282,7 @@ static int add_format(struct plan *plan, const struct plan_request *r, const str
 	}
 	plan->output_count++;
 	mem_free(o.items);
+	mem_free(o.dtypes);
 	return rc == 0 ? 0 : -1;
 }
 

@@ -38,19 +38,20 @@ static enum range_kind suffix(const char *p, uint64_t size, uint64_t *first, uin
 enum range_kind range_parse(const char *header, uint64_t size, uint64_t *first, uint64_t *last)
 {
 	const char *p = header;
-	uint64_t to = UINT64_MAX;
+	uint64_t from, to = UINT64_MAX;
 
 	if (!p || strncasecmp(p, "bytes=", 6) != 0)
 		return RANGE_ALL;
 	p += 6;
 	if (*p == '-')
 		return suffix(p + 1, size, first, last);
-	if (!number(&p, first) || *p++ != '-')
+	if (!number(&p, &from) || *p++ != '-')
 		return RANGE_ALL;
-	if (*p && (!number(&p, &to) || *p || to < *first))
+	if (*p && (!number(&p, &to) || *p || to < from))
 		return RANGE_ALL;
-	if (*first >= size)
+	if (from >= size)
 		return RANGE_NONE;
+	*first = from;
 	*last = to < size ? to : size - 1;
 	return RANGE_PART;
 }

@@ -10,7 +10,7 @@ enum range_kind {
 	RANGE_NONE,     /* nothing of it exists: 416 */
 };
 
-/* first..last inclusive when RANGE_PART. header may be NULL. */
+/* first..last inclusive when RANGE_PART, otherwise left alone. header may be NULL. */
 enum range_kind range_parse(const char *header, uint64_t size, uint64_t *first, uint64_t *last);
 
 #endif

@@ -59,7 +59,7 @@ static int more(struct request *r)
 {
 	struct park *park = r->app->park;
 
-	for (;;) {
+	while (!http_peer_gone(r->x)) {
 		const uint64_t generation = park_generation(park, PARK_JOB, r->captures.first);
 		struct engine_reply reply;
 		int rc = read_events(r, &reply);
@@ -82,6 +82,7 @@ static int more(struct request *r)
 			return -1;
 		}
 	}
+	return -1;
 }
 
 static ssize_t stream_read(struct http_exchange *x, char *out, size_t room)

@@ -97,7 +97,7 @@ static bool known_etag(const struct request *r, char etag[80])
 	}
 	if (strlen(value) >= 80)
 		return false;
-	strcpy(etag, value);
+	memcpy(etag, value, strlen(value) + 1);
 	return true;
 }
 

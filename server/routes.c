@@ -1,5 +1,6 @@
 #include "server/routes.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "server/percent.h"
@@ -134,11 +135,10 @@ static bool method_fits(const char *wanted, const char *method)
 
 static void allow_add(char allow[64], const char *method)
 {
-	if (*allow)
-		strcat(allow, ", ");
-	strcat(allow, method);
-	if (strcmp(method, "GET") == 0)
-		strcat(allow, ", HEAD");
+	size_t used = strlen(allow);
+
+	snprintf(allow + used, 64 - used, "%s%s%s", used ? ", " : "", method,
+		 strcmp(method, "GET") == 0 ? ", HEAD" : "");
 }
 
 enum match route_find(const char *method, const char *path, const struct route **route,

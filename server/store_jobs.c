@@ -53,7 +53,7 @@ const struct sql_text store_sql_jobs[] = {
 	  "SELECT j.first_quantize, (SELECT coalesce(sum(k.leased), 0) FROM jobs k WHERE k.subject = "
 	  "j.subject AND k.leased > 0) FROM jobs j WHERE j.pk = ?1" },
 	{ SQL_JOB_PROGRESS,
-	  "SELECT kind, state, count(*), sum(work), sum(work * progress), sum(coalesce(wall_ms, 0)) "
+	  "SELECT kind, state, count(*), total(work), total(work * progress), sum(coalesce(wall_ms, 0)) "
 	  "FROM tasks WHERE pk BETWEEN ?1 AND ?2 GROUP BY kind, state" },
 	{ SQL_JOB_TASKS,
 	  "SELECT t.pk, t.kind, t.state, t.layer, t.shard, t.epoch, t.attempts, w.name, t.progress, "
@@ -84,6 +84,8 @@ const struct sql_text store_sql_jobs[] = {
 	  "path) DO UPDATE SET sha256 = ?3, bytes = ?4" },
 	{ SQL_FILE_GET,
 	  "SELECT path, sha256, bytes FROM job_files WHERE job = ?1 AND path = ?2" },
+	{ SQL_FILES_REMOVE,
+	  "DELETE FROM job_files WHERE job = ?1" },
 	{ SQL_FILE_COUNT,
 	  "SELECT count(*) FROM job_files WHERE job = ?1" },
 	{ SQL_FILES,

@@ -49,6 +49,7 @@ enum sql {
 	SQL_EVENTS,                 /* (job after limit) -> seq at_ms kind text */
 	SQL_FILE_ADD,               /* (job path sha256 bytes) */
 	SQL_FILE_GET,               /* (job path) -> path sha256 bytes */
+	SQL_FILES_REMOVE,           /* (job) */
 	SQL_FILE_COUNT,             /* (job) -> count */
 	SQL_FILES,                  /* (job above limit) -> path sha256 bytes */
 	SQL_IDEMPOTENCY_ADD,        /* (subject key body job) */

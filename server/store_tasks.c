@@ -86,9 +86,9 @@ const struct sql_text store_sql_tasks[] = {
 	  "SELECT sha256 FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
 	{ SQL_OUTPUTS_REMOVE,
 	  "DELETE FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
-	{ SQL_READY_NEXT_GROUP,
-	  "SELECT rank, job FROM tasks WHERE state = 2 AND (rank, job) > (?1, ?2) ORDER BY rank, job "
-	  "LIMIT 1" },
+	{ SQL_READY_NEXT_GROUP, /* >= of the next job: SQLite would walk the group for > */
+	  "SELECT rank, job FROM tasks WHERE state = 2 AND (rank, job) >= (?1, ?2 + 1) ORDER BY rank, "
+	  "job LIMIT 1" },
 	{ SQL_READY_IN_GROUP,
 	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank FROM tasks t WHERE t.state "
 	  "= 2 AND t.rank = ?1 AND t.job = ?2 ORDER BY t.pk" },

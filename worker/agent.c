@@ -340,8 +340,10 @@ static void settle(void *ctx)
 
 static void spool_found(void *ctx, struct spool_entry *entry)
 {
-	if (!hold_from_spool(ctx, entry))
-		log_warn("out of memory for a finished result; it waits for the next start");
+	struct agent *a = ctx;
+
+	if (!hold_from_spool(a, entry))
+		err_set_nomem(&a->failure, "a finished result");
 }
 
 static void spool_broken(void *ctx, const char *task, int64_t epoch, const char *why)
@@ -359,7 +361,12 @@ static int open_disk(struct agent *a, struct err *err)
 	mem_free(dir);
 	if (!a->cache || spool_prepare(a->config.work, err) != 0)
 		return -1;
-	return spool_load(a->config.work, spool_found, spool_broken, a, err);
+	if (spool_load(a->config.work, spool_found, spool_broken, a, err) != 0)
+		return -1;
+	if (a->failure.code == ERR_NONE)
+		return 0;
+	*err = a->failure;
+	return -1;
 }
 
 static int open_network(struct agent *a, struct err *err)

@@ -194,7 +194,7 @@ static int call_setup(struct client_call *call)
 
 struct client_call *client_send(struct client *client, const struct client_request *request)
 {
-	struct client_call *call = mem_alloc(1, sizeof(*call));
+	struct client_call *call = client_reserve(client) == 0 ? mem_alloc(1, sizeof(*call)) : NULL;
 
 	if (!call)
 		return NULL;

@@ -14,7 +14,12 @@ struct client {
 	CURLM *multi;
 	struct loop_timer *timer;       /* curl's time-out */
 	struct client_call *calls;      /* under way */
+	struct watch *spares;           /* for sockets to come; a list */
+	size_t spare_count;
 };
+
+/* Memory for the sockets of one more call, so that watching them cannot fail later. -1: none. */
+int client_reserve(struct client *client);
 
 /* Ends the calls that curl has finished. */
 void client_collect(struct client *client);

@@ -10,7 +10,11 @@ struct watch {
 	uv_poll_t uv;
 	struct client *client;
 	curl_socket_t fd;
+	struct watch *next;     /* while it is a spare */
 };
+
+/* A call may try two addresses at a time, and again on a fresh connection. */
+enum { SPARES = 4 };
 
 /* --- sockets and time-outs --------------------------------------------------------------------------------- */
 
@@ -35,9 +39,34 @@ static void watch_closed(uv_handle_t *handle)
 	mem_free(handle->data);
 }
 
+int client_reserve(struct client *client)
+{
+	while (client->spare_count < SPARES) {
+		struct watch *spare = mem_alloc(1, sizeof(*spare));
+
+		if (!spare)
+			return -1;
+		spare->next = client->spares;
+		client->spares = spare;
+		client->spare_count++;
+	}
+	return 0;
+}
+
+static struct watch *take_spare(struct client *client)
+{
+	struct watch *spare = client->spares;
+
+	if (!spare)
+		return mem_alloc(1, sizeof(*spare));
+	client->spares = spare->next;
+	client->spare_count--;
+	return spare;
+}
+
 static struct watch *watch_new(struct client *client, curl_socket_t fd)
 {
-	struct watch *watch = mem_alloc(1, sizeof(*watch));
+	struct watch *watch = take_spare(client);
 
 	if (!watch)
 		return NULL;
@@ -114,6 +143,8 @@ struct client *client_open(struct loop *loop, const struct client_config *config
 	curl_multi_setopt(client->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, 16L);
 	return client;
 nomem:
+	if (client && client->multi)
+		curl_multi_cleanup(client->multi);
 	if (client)
 		loop_timer_free(client->timer);
 	mem_free(client);
@@ -128,6 +159,8 @@ void client_close(struct client *client)
 	while (client->calls)
 		client_cancel(client->calls);
 	curl_multi_cleanup(client->multi);
+	while (client->spares)
+		mem_free(take_spare(client));
 	loop_timer_free(client->timer);
 	mem_free(client);
 }

@@ -106,12 +106,19 @@ static int64_t cpu_ms(void)
 	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1000;
 }
 
+/* VmHWM, because ru_maxrss also counts the process that this one was forked from. 0 when unknown. */
 static int64_t peak_rss_bytes(void)
 {
-	struct rusage u;
+	FILE *status = fopen("/proc/self/status", "re");
+	long long kib = 0;
+	char line[256];
 
-	getrusage(RUSAGE_SELF, &u);
-	return u.ru_maxrss * 1024LL;
+	while (status && fgets(line, sizeof(line), status))
+		if (sscanf(line, "VmHWM: %lld kB", &kib) == 1)
+			break;
+	if (status)
+		fclose(status);
+	return kib * 1024;
 }
 
 static struct json *make_stats(struct compute *c, int64_t wall, int64_t cpu)

@@ -85,10 +85,25 @@ static void clear_away(const struct load *l, struct spool_entry *entry, const ch
 	spool_entry_free(entry);
 }
 
+static int load_finished(const struct load *l, struct spool_entry *entry, struct err *err)
+{
+	struct err why = ERR_INIT;
+
+	if (read_complete(entry, &why) == 0) {
+		l->found(l->ctx, entry);
+	} else if (why.code == ERR_NOMEM) { /* says nothing about the result */
+		*err = why;
+		spool_entry_free(entry);
+		return -1;
+	} else {
+		clear_away(l, entry, why.text);
+	}
+	return 0;
+}
+
 static int load_folder(const struct load *l, const char *folder, const char *name, struct err *err)
 {
 	char task[SPOOL_TASK_MAX + 1];
-	struct err why = ERR_INIT;
 	struct spool_entry *entry;
 	int64_t epoch;
 
@@ -97,12 +112,9 @@ static int load_folder(const struct load *l, const char *folder, const char *nam
 	entry = spool_entry_new(l->work, folder, task, epoch, err);
 	if (!entry)
 		return -1;
-	if (strcmp(folder, "run") == 0)
-		clear_away(l, entry, "the worker process ended while it held this task");
-	else if (read_complete(entry, &why) != 0)
-		clear_away(l, entry, why.text);
-	else
-		l->found(l->ctx, entry);
+	if (strcmp(folder, "done") == 0)
+		return load_finished(l, entry, err);
+	clear_away(l, entry, "the worker process ended while it held this task");
 	return 0;
 }
 

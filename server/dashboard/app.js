@@ -68,7 +68,7 @@ function spanText(seconds) {
 const agoText = (ms) => (typeof ms === 'number' ? spanText((Date.now() - ms) / 1000) + ' ago' : '–');
 const timeText = (ms) => (typeof ms === 'number' ? new Date(ms).toLocaleString() : '–');
 const clockText = (ms) => new Date(ms).toLocaleTimeString([], { hour12: false });
-const percentText = (x) => (100 * x).toFixed(x < 0.1 ? 1 : 0) + ' %';
+const percentText = (x) => (100 * x).toFixed(x > 0 && x < 0.1 ? 1 : 0) + ' %';
 
 function lossText(x) {
 	if (typeof x !== 'number') return '';
@@ -168,8 +168,9 @@ function renderJobs(items, etas) {
 function workerTask(w) {
 	const t = (w.tasks || [])[0];
 	if (!t) return [h('td', 'soft full', 'no task'), h('td', '', '')];
-	const what = t.kind + (typeof t.layer === 'number' && t.layer >= 0 ? ' layer ' + t.layer : '') +
-		(t.note ? ' · ' + t.note : '');
+	const layer = typeof t.layer === 'number' && t.layer >= 0 ? 'layer ' + t.layer : '';
+	const note = t.note && t.note.startsWith(layer) ? t.note : [layer, t.note].filter(Boolean).join(' · ');
+	const what = t.kind + (note ? ' · ' + note : '');
 	return [
 		h('td', 'wide full', [link(what, '#/jobs/' + encodeURIComponent(t.job))]),
 		h('td', 'full', [bar(t.progress, 'RUNNING')]),
@@ -180,7 +181,7 @@ function workerRow(w) {
 	return h('tr', '', [
 		h('td', 'wide', w.name),
 		h('td', '', [pill(w.state)]),
-		h('td', 'wide soft full', w.backend + (w.threads ? ' · ' + w.threads + ' threads' : '')),
+		h('td', 'wide soft full', w.backend + (w.threads ? ' · ' + w.threads + (w.threads === 1 ? ' thread' : ' threads') : '')),
 		...workerTask(w),
 		h('td', 'num soft', (w.done || 0) + ' done' + (w.failed ? ', ' + w.failed + ' failed' : '')),
 		h('td', 'num soft', agoText(w.last_seen_ms)),
@@ -281,6 +282,8 @@ function paint(cell, layer, module, scale) {
 		cell.append(fill);
 	} else if (layer.state === 'FAILED') {
 		cell.textContent = '✕';
+	} else if (layer.state === 'CANCELLED') {
+		cell.textContent = '–';
 	}
 }
 
@@ -322,7 +325,7 @@ function legend(scale) {
 			h('span', '', lossText(10 ** scale.high))]));
 	}
 	parts.push(keyOf('BLOCKED', 'waiting'), keyOf('READY', 'ready'), keyOf('LEASED', 'running'),
-		keyOf('FAILED', 'failed', '✕'), keyOf('skip', 'skipped'));
+		keyOf('FAILED', 'failed', '✕'), keyOf('CANCELLED', 'cancelled', '–'), keyOf('skip', 'skipped'));
 	return h('div', 'legend', parts);
 }
 
@@ -454,7 +457,7 @@ function renderRecipe(job) {
 	const list = h('dl');
 	for (const [key, value] of Object.entries(job.recipe || {}))
 		list.append(h('dt', '', key), h('dd', 'mono', typeof value === 'object' ? JSON.stringify(value) : value));
-	const warnings = (job.warnings || []).map((w) => h('p', 'soft', w));
+	const warnings = (job.warnings || []).map((w) => h('p', 'soft warning', w));
 	$('job-recipe').replaceChildren(h('h2', '', 'Recipe'), list, ...warnings);
 }
 

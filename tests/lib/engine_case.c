@@ -15,21 +15,28 @@
 #include "common/buf.h"
 #include "common/digest.h"
 #include "common/file.h"
+#include "common/model_config.h"
+#include "common/safetensors.h"
 
-const char *case_subject;
-const char *case_idempotency_key;
-bool case_dry_run;
-const char *const case_small_recipe =
+const char *play_subject;
+const char *play_idempotency_key;
+bool play_dry_run;
+const char *const play_small_recipe =
 	"{'bits':2,'group_size':64,'samples':8,'seq_len':64,'eval_windows':2}";
 
 /* --- clock -------------------------------------------------------------------- */
 
-static int64_t case_wall_ms(void *ctx)
+static int64_t play_wall_ms(void *ctx)
+{
+	return ((struct engine_case *)ctx)->now_ms + ((struct engine_case *)ctx)->wall_ahead_ms;
+}
+
+static int64_t play_mono_ms(void *ctx)
 {
 	return ((struct engine_case *)ctx)->now_ms;
 }
 
-static int case_random(void *ctx, char *out, size_t bytes)
+static int play_random(void *ctx, char *out, size_t bytes)
 {
 	struct engine_case *c = ctx;
 	char hex[17];
@@ -50,9 +57,9 @@ static void heard(void *ctx, char kind, const char *id)
 		c->wakes++;
 }
 
-void case_open(struct engine_case *c)
+void play_open(struct engine_case *c)
 {
-	static char root[4096];
+	static char root[4096], here[4096];
 	struct engine_config config = { .data_dir = c->data_dir, .clock = &c->clock, .lease_ms = 60000,
 					.accept_ms = 10000, .max_attempts = 3, .background = c->background };
 	struct err err = ERR_INIT;
@@ -61,9 +68,11 @@ void case_open(struct engine_case *c)
 		snprintf(c->data_dir, sizeof(c->data_dir), "data");
 	snprintf(root, sizeof(root), "%s/examples", getenv("QUARRY_ROOT") ? getenv("QUARRY_ROOT") : ".");
 	c->roots[0] = root;
+	if (!c->roots[1] && realpath(".", here))
+		c->roots[1] = here;
 	if (c->now_ms == 0)
 		c->now_ms = 1000000;
-	c->clock = (struct clock){ case_wall_ms, case_wall_ms, case_random, c };
+	c->clock = (struct clock){ play_wall_ms, play_mono_ms, play_random, c };
 	assert_int_equal(dir_make(c->data_dir, &err), 0);
 	c->blobs = blobs_open(c->data_dir, &err);
 	if (!c->blobs)
@@ -77,7 +86,7 @@ void case_open(struct engine_case *c)
 		engine_on_change(c->engine, heard, c);
 }
 
-void case_close(struct engine_case *c)
+void play_close(struct engine_case *c)
 {
 	engine_close(c->engine);
 	blobs_close(c->blobs);
@@ -111,16 +120,16 @@ static struct json *body_of(const char *fmt, va_list args)
 static void call(struct engine_case *c, enum verb verb, const char *id, struct json *body,
 		 struct engine_reply *reply)
 {
-	struct engine_request r = { .verb = verb, .role = ROLE_ADMIN, .body = body, .dry_run = case_dry_run };
+	struct engine_request r = { .verb = verb, .role = ROLE_ADMIN, .body = body, .dry_run = play_dry_run };
 
-	snprintf(r.subject, sizeof(r.subject), "%s", case_subject ? case_subject : "tester");
+	snprintf(r.subject, sizeof(r.subject), "%s", play_subject ? play_subject : "tester");
 	snprintf(r.id, sizeof(r.id), "%s", id ? id : "");
-	snprintf(r.idempotency_key, sizeof(r.idempotency_key), "%s", case_idempotency_key ? case_idempotency_key : "");
+	snprintf(r.idempotency_key, sizeof(r.idempotency_key), "%s", play_idempotency_key ? play_idempotency_key : "");
 	engine_call(c->engine, &r, reply);
 	engine_request_deinit(&r);
 }
 
-struct json *case_call(struct engine_case *c, enum verb verb, const char *id, int status, const char *fmt, ...)
+struct json *play_call(struct engine_case *c, enum verb verb, const char *id, int status, const char *fmt, ...)
 {
 	struct engine_reply reply;
 	struct json *body;
@@ -138,7 +147,7 @@ struct json *case_call(struct engine_case *c, enum verb verb, const char *id, in
 	return body;
 }
 
-const char *case_refused(struct engine_case *c, enum verb verb, const char *id, enum err_code code,
+const char *play_refused(struct engine_case *c, enum verb verb, const char *id, enum err_code code,
 			 const char *fmt, ...)
 {
 	static char text[ERR_TEXT_MAX];
@@ -156,14 +165,64 @@ const char *case_refused(struct engine_case *c, enum verb verb, const char *id, 
 	return text;
 }
 
-const char *case_model(struct engine_case *c)
+/* --- models ------------------------------------------------------------------- */
+
+struct zero_model { struct st_item items[4096]; size_t count; };
+
+static int add_zero_tensor(void *ctx, const struct model_tensor *t)
+{
+	static const float zeros[4096];
+	struct zero_model *m = ctx;
+	struct st_tensor tensor = { .name = mem_strdup(t->name), .dtype = ST_F32, .ndim = t->dim[1] ? 2 : 1,
+				    .shape = { t->dim[0], t->dim[1] } };
+
+	assert_true(m->count < 4096 && t->dim[0] * (t->dim[1] ? t->dim[1] : 1) <= 4096);
+	m->items[m->count++] = (struct st_item){ tensor, zeros };
+	return 0;
+}
+
+void play_make_model(struct engine_case *c, const char *dir, size_t layers)
+{
+	static struct zero_model m;
+	struct model_config config;
+	struct err err = ERR_INIT;
+	char text[1024], path[512], here[4096];
+	int len = snprintf(text, sizeof(text),
+			   "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":8,"
+			   "\"intermediate_size\":16,\"num_attention_heads\":1,\"num_key_value_heads\":1,\"head_dim\":8,"
+			   "\"num_hidden_layers\":%zu,\"vocab_size\":16,\"max_position_embeddings\":4096,"
+			   "\"rms_norm_eps\":1e-05,\"rope_theta\":10000.0,\"hidden_act\":\"silu\","
+			   "\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}", layers);
+
+	assert_int_equal(dir_make(dir, &err), 0);
+	if (model_config_parse(&config, text, (size_t)len, NULL, &err) != 0)
+		fail_msg("%s", err.text);
+	m.count = 0;
+	assert_int_equal(model_each_tensor(&config, add_zero_tensor, &m), 0);
+	snprintf(path, sizeof(path), "%s/model.safetensors", dir);
+	if (st_write_file(path, m.items, m.count, NULL, NULL, 0, &err) != 0)
+		fail_msg("%s", err.text);
+	for (size_t i = 0; i < m.count; i++)
+		mem_free(m.items[i].tensor.name);
+	snprintf(path, sizeof(path), "%s/config.json", dir);
+	assert_int_equal(file_write_atomic(path, text, (size_t)len, &err), 0);
+	snprintf(path, sizeof(path), "%s/tokenizer.json", dir);
+	assert_int_equal(file_write_atomic(path, "{}", 2, &err), 0);
+	assert_non_null(realpath(dir, here));
+	snprintf(c->model_path, sizeof(c->model_path), "%s", here);
+}
+
+const char *play_model(struct engine_case *c)
 {
 	static char id[64];
 	struct engine_reply reply;
 	char path[4200];
 	struct json *body = json_new_object();
 
-	snprintf(path, sizeof(path), "%s/fable-tiny", c->roots[0]);
+	if (c->model_path[0])
+		snprintf(path, sizeof(path), "%s", c->model_path);
+	else
+		snprintf(path, sizeof(path), "%s/fable-tiny", c->roots[0]);
 	json_set_string(body, "path", path);
 	call(c, VERB_MODEL_ADD, "", body, &reply);
 	if (reply.err.code != ERR_NONE)
@@ -173,17 +232,17 @@ const char *case_model(struct engine_case *c)
 	return id;
 }
 
-void case_submit(struct engine_case *c, char out[64], const char *recipe)
+void play_submit(struct engine_case *c, char out[64], const char *recipe)
 {
-	struct json *body = case_call(c, VERB_JOB_SUBMIT, "", 201, "{'model':'%s','recipe':%s}", case_model(c), recipe);
+	struct json *body = play_call(c, VERB_JOB_SUBMIT, "", 201, "{'model':'%s','recipe':%s}", play_model(c), recipe);
 
 	snprintf(out, 64, "%s", json_get_string(body, "job", ""));
 	json_free(body);
 }
 
-void case_worker(struct engine_case *c, char out[64], const char *name)
+void play_worker(struct engine_case *c, char out[64], const char *name)
 {
-	struct json *body = case_call(c, VERB_WORKER_ADD, "", 201,
+	struct json *body = play_call(c, VERB_WORKER_ADD, "", 201,
 				      "{'name':'%s','backend':'ref','identity':'played','threads':1,"
 				      "'memory_bytes':1000000000,'version':'1','sees_paths':true}", name);
 
@@ -193,7 +252,7 @@ void case_worker(struct engine_case *c, char out[64], const char *name)
 
 /* --- a played worker ---------------------------------------------------------- */
 
-bool case_lease(struct engine_case *c, const char *worker, struct case_lease *out)
+bool play_lease(struct engine_case *c, const char *worker, struct play_lease *out)
 {
 	struct json *body = json_new_object();
 	struct engine_reply reply;
@@ -216,20 +275,20 @@ bool case_lease(struct engine_case *c, const char *worker, struct case_lease *ou
 	return true;
 }
 
-void case_lease_drop(struct case_lease *l)
+void play_lease_drop(struct play_lease *l)
 {
 	json_free(l->json);
 	l->json = NULL;
 }
 
-void case_heartbeat(struct engine_case *c, const struct case_lease *l, double progress, int status)
+void play_heartbeat(struct engine_case *c, const struct play_lease *l, double progress, int status)
 {
 	if (status == 200)
-		json_free(case_call(c, VERB_HEARTBEAT, l->task, 200,
+		json_free(play_call(c, VERB_HEARTBEAT, l->task, 200,
 				    "{'worker':'%s','epoch':%" PRId64 ",'progress':%g,'note':'at it'}", l->worker,
 				    l->epoch, progress));
 	else
-		case_refused(c, VERB_HEARTBEAT, l->task, ERR_CONFLICT, "{'worker':'%s','epoch':%" PRId64 "}", l->worker,
+		play_refused(c, VERB_HEARTBEAT, l->task, ERR_CONFLICT, "{'worker':'%s','epoch':%" PRId64 "}", l->worker,
 			     l->epoch);
 }
 
@@ -249,7 +308,7 @@ static void put_module(struct buf *out, const struct json *m, bool first)
 			   json_get_int(m, "group_size", 0), loss, strstr(name, "layers.1.mlp.up") != NULL);
 }
 
-static void put_result(struct buf *out, const struct case_lease *l)
+static void put_result(struct buf *out, const struct play_lease *l)
 {
 	const struct json *spec = json_get(l->json, "spec");
 
@@ -289,7 +348,7 @@ static const char *output_name(const char *kind)
 }
 
 /* Output bytes: kind and spec, so that equal tasks give equal blobs. */
-static void put_outputs(struct engine_case *c, struct buf *out, const struct case_lease *l)
+static void put_outputs(struct engine_case *c, struct buf *out, const struct play_lease *l)
 {
 	const char *name = output_name(l->kind);
 	char *spec, *text = NULL, sha256[DIGEST_HEX];
@@ -301,7 +360,7 @@ static void put_outputs(struct engine_case *c, struct buf *out, const struct cas
 		spec = json_print(json_get(l->json, "spec"), false);
 		len = asprintf(&text, "%s %s", l->kind, spec);
 		assert_int_equal(blobs_put(c->blobs, text, (size_t)len, sha256, &err), 0);
-		json_free(case_call(c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':%d}", sha256, len));
+		json_free(play_call(c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':%d}", sha256, len));
 		buf_printf(out, "{\"name\":\"%s\",\"sha256\":\"%s\",\"bytes\":%d}", name, sha256, len);
 		mem_free(spec);
 		free(text);
@@ -309,7 +368,7 @@ static void put_outputs(struct engine_case *c, struct buf *out, const struct cas
 	buf_puts(out, "]");
 }
 
-void case_make_outputs(struct engine_case *c, const struct case_lease *l, char *out, size_t cap)
+void play_make_outputs(struct engine_case *c, const struct play_lease *l, char *out, size_t cap)
 {
 	struct buf text;
 
@@ -323,30 +382,30 @@ void case_make_outputs(struct engine_case *c, const struct case_lease *l, char *
 	buf_deinit(&text);
 }
 
-void case_complete(struct engine_case *c, const struct case_lease *l, int status)
+void play_complete(struct engine_case *c, const struct play_lease *l, int status)
 {
 	static char work[1 << 16];
 
-	case_make_outputs(c, l, work, sizeof(work));
+	play_make_outputs(c, l, work, sizeof(work));
 	if (status == 200)
-		json_free(case_call(c, VERB_COMPLETE, l->task, 200,
+		json_free(play_call(c, VERB_COMPLETE, l->task, 200,
 				    "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{'wall_ms':5,'cpu_ms':4,"
 				    "'peak_rss_bytes':1000,'backend':'ref','identity':'played'}}",
 				    l->worker, l->epoch, work));
 	else
-		case_refused(c, VERB_COMPLETE, l->task, status == 409 ? ERR_CONFLICT : ERR_CANCELLED,
+		play_refused(c, VERB_COMPLETE, l->task, status == 409 ? ERR_CONFLICT : ERR_CANCELLED,
 			     "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{}}", l->worker, l->epoch, work);
 }
 
-int case_drain(struct engine_case *c, const char *worker)
+int play_drain(struct engine_case *c, const char *worker)
 {
-	struct case_lease l;
+	struct play_lease l;
 	int done = 0;
 
-	while (case_lease(c, worker, &l)) {
-		case_heartbeat(c, &l, 0.5, 200);
-		case_complete(c, &l, 200);
-		case_lease_drop(&l);
+	while (play_lease(c, worker, &l)) {
+		play_heartbeat(c, &l, 0.5, 200);
+		play_complete(c, &l, 200);
+		play_lease_drop(&l);
 		done++;
 	}
 	return done;
@@ -354,7 +413,7 @@ int case_drain(struct engine_case *c, const char *worker)
 
 /* --- results ------------------------------------------------------------------ */
 
-char *case_file(struct engine_case *c, const char *job, const char *path, size_t *len)
+char *play_file(struct engine_case *c, const char *job, const char *path, size_t *len)
 {
 	struct engine_request r = { .verb = VERB_JOB_FILES, .role = ROLE_ADMIN };
 	struct engine_reply reply;
@@ -379,10 +438,10 @@ char *case_file(struct engine_case *c, const char *job, const char *path, size_t
 	return text;
 }
 
-const char *case_job_state(struct engine_case *c, const char *job)
+const char *play_job_state(struct engine_case *c, const char *job)
 {
 	static char state[32];
-	struct json *body = case_call(c, VERB_JOB_GET, job, 200, NULL);
+	struct json *body = play_call(c, VERB_JOB_GET, job, 200, NULL);
 
 	snprintf(state, sizeof(state), "%s", json_get_string(body, "state", "?"));
 	json_free(body);

@@ -23,6 +23,7 @@ class Task:
         self.state = "READY"
         self.beats = []         # bodies of heartbeats
         self.ended = None       # body of complete, fail or release
+        self.requeue = False    # hand it out again when the worker asks for work without having accepted it
 
 
 class Coordinator:
@@ -252,6 +253,10 @@ class Coordinator:
             if body["worker"] != self.worker:
                 return self.problem(handler, 404, "not-found", "unknown worker")
             self.leases.append(body)
+            for task in self.tasks.values():
+                if task.requeue and task.state == "LEASED" and not task.beats:
+                    task.state = "READY"
+                    self.ready.append(task)
             self.changed.notify_all()
             deadline = time.monotonic() + self.poll_seconds
             while not self.ready and time.monotonic() < deadline and self.server is server:

@@ -2,6 +2,7 @@
 
 Standard library only. The server listens on a port of its own choice and tells it by --ready-file.
 """
+import atexit
 import hashlib
 import http.client
 import json
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 
 from fleet import BUILD, ROOT, wait_for
@@ -25,6 +27,7 @@ def run_tests(names):
     failed = 0
     tests = [(n, f) for n, f in names.items() if n.startswith("test_") and (len(sys.argv) < 2 or n in sys.argv[1:])]
     for number, (name, test) in enumerate(tests, 1):
+        started = time.monotonic()
         try:
             test()
             print(f"ok {number} - {name[5:].replace('_', ' ')}", flush=True)
@@ -33,6 +36,8 @@ def run_tests(names):
             print(f"not ok {number} - {name[5:].replace('_', ' ')}", flush=True)
             for line in traceback.format_exc().splitlines():
                 print("# " + line, flush=True)
+        if time.monotonic() - started > 5:
+            print(f"# {name} took {time.monotonic() - started:.1f} s", flush=True)
     print(f"1..{len(tests)}")
     sys.exit(1 if failed else 0)
 
@@ -63,6 +68,7 @@ class Server:
         self.log = os.path.join(self.folder, "log")
         self.out = os.path.join(self.folder, "out")
         self.process = None
+        atexit.register(self.end)
         if tokens:
             path = os.path.join(self.folder, "tokens")
             with open(path, "w") as f:
@@ -90,6 +96,11 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait(30)
+
+    def end(self):
+        """Whatever a failed test left running."""
+        if self.process and self.process.poll() is None:
+            self.kill()
 
     def stop(self):
         if self.process and self.process.poll() is None:

@@ -69,7 +69,8 @@ void fill_hessian(struct rng *r, double *h, size_t n, size_t samples)
 		const double common = rng_normal(r);
 
 		for (size_t i = 0; i < n; i++)
-			x[i] = size[i] * (rng_normal(r) + common + (i > 0 ? 0.5 * x[i - 1] / size[i - 1] : 0));
+			x[i] = size[i] * (rng_normal(r) + common +
+					  (i > 0 ? 0.5 * x[i - 1] / size[i - 1] : 0));
 		for (size_t i = 0; i < n; i++)
 			for (size_t j = 0; j < n; j++)
 				h[i * n + j] += x[i] * x[j] / (double)samples;
@@ -151,7 +152,7 @@ void quant_case_init(struct quant_case *q, struct rng *r, enum weight_kind kind,
 	assert_true(q->w && q->h && q->diag && q->perm && q->u && q->scales && q->zeros &&
 		    q->objective && q->codes);
 	fill_weights(r, kind, q->w, rows * cols);
-	fill_hessian(r, q->h, cols, cols / 2 + 3);
+	fill_hessian(r, q->h, cols, cols < 60 ? cols / 2 + 3 : 33);
 	for (size_t i = 0; i < cols; i++)
 		mean += q->h[i * cols + i] / (double)cols;
 	q->damp = 0.01 * mean;

@@ -220,6 +220,41 @@ def nothing_to_fetch():
         assert not os.path.exists(os.path.join(folder, "out"))
 
 
+def every_io_fails_once(op):
+    """The nth operation fails: one sentence, no OUT_DIR; the same command again completes it."""
+    with Fake(serve_files) as fake:
+        for n in range(1, 120):
+            with tempfile.TemporaryDirectory() as folder:
+                out = os.path.join(folder, "out")
+                args = ["fetch", "j_1", "-o", out, "--server", fake.url]
+                ran = quarry(*args, env={"QUARRY_FAIL_IO": f"{op}:{n}"})
+                failed = ran.status != 0
+                if failed:
+                    one_sentence(ran, 1)
+                    # a rename that is not known to be on disk is reported, and has happened
+                    if op not in ("open", "fsync") or not os.path.exists(out):
+                        assert not os.path.exists(out), (n, ran, tree(folder))
+                        ran = quarry(*args)
+                        assert ran.status == 0, (n, ran)
+                check_content(out)
+                if not failed:
+                    assert n > 1, f"no {op} was made to fail"
+                    return
+    raise AssertionError(f"fetch still fails after 120 operations of kind {op}")
+
+
+def every_allocation_fails_once(args, handle):
+    with Fake(handle) as fake:
+        for n in range(1, 300):
+            ran = quarry(*args, "--server", fake.url, env={"QUARRY_FAIL_ALLOC": str(n)})
+            assert ran.status in (0, 1), (n, ran)
+            if ran.status == 1:
+                one_sentence(ran, 1, "out of memory")
+            elif n > 40:
+                return
+    raise AssertionError("still failing after 300 allocations")
+
+
 # --- replies --------------------------------------------------------------------------------------
 
 def against(handle, *args, status, parts):
@@ -415,6 +450,11 @@ tap.case("an honest result arrives whole", honest)
 tap.case("an existing empty folder is filled, not replaced", into_an_empty_folder)
 for evil in ("/etc/quarry-evil", "../evil", "a/../../evil", "./evil", "a//evil", ".evil", "a/b/c/d/evil", "a\nevil", ""):
     tap.case(f"path {evil!r} is refused", evil_path, evil)
+for operation in ("open", "write", "fsync", "rename"):
+    tap.case(f"each {operation} of a fetch fails once", every_io_fails_once, operation)
+JOB = {"id": "j_1", "state": "DONE", "layers": [{"layer": 0, "state": "DONE", "modules": [{"name": "a.q", "relative_loss": 0.1}]}]}
+tap.case("each allocation of a list fails once", every_allocation_fails_once, ["jobs"], lambda r: reply({"items": [JOB]}))
+tap.case("each allocation of a grid fails once", every_allocation_fails_once, ["show", "j_1"], lambda r: reply(JOB))
 for name, case in (("a wrong digest is found", wrong_digest), ("too many bytes are refused", more_bytes_than_announced),
                    ("too little space is said before the download", impossible_size),
                    ("a cut download is continued", cut_and_continued),

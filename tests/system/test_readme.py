@@ -55,7 +55,7 @@ class Shell:
 
     def run(self, block):
         """(exit status of the block, its output). A failing line ends the block, not the shell."""
-        self.process.stdin.write("set -eo pipefail\n" + block + "\necho '--- block done' 0\n")
+        self.process.stdin.write("set -eo pipefail\n" + block + "\necho; echo '--- block done'\n")
         self.process.stdin.flush()
         lines = []
         for line in self.process.stdout:

@@ -276,9 +276,11 @@ def model_over_http():
             with open(os.path.join(other, name), "wb") as f:
                 f.write(data + b" " if name == changed["name"] else data)
         task = k.verify(path=other)
+        ballast = bytearray(b"x" * (300 << 20))     # of this process, which the worker is forked from
         k.start()
         shard = read(os.path.join(MODEL, "model-00001-of-00002.safetensors"))
         assert k.ended(task)["result"]["sha256"] == sha256(shard)
+        assert task.ended["stats"]["peak_rss_bytes"] < len(ballast), task.ended["stats"]
         reads = k.c.seen("GET", "/v1/models/m_.*/files/.*")
         assert reads and all("Range" in r["headers"] for r in reads), reads
         assert "another size" in k.worker.text(), k.worker.text()
@@ -440,15 +442,17 @@ def upload_resumes():
             dropped.append(request["path"])
             return Coordinator.cut(handler)
 
-        k.c.rule("PUT", "/v1/uploads/.*/parts/[579]", drop, 3)
+        # curl itself repeats a request once when a kept connection breaks; four times are beyond that
+        k.c.rule("PUT", "/v1/uploads/.*/parts/5", drop, 4)
         task = k.tokenize()
         k.start()
         output, = k.ended(task)["outputs"]
         parts = [r["path"] for r in k.c.seen("PUT", ".*") if r.get("status") == 204]
-        assert len(dropped) == 3, dropped
+        assert len(dropped) == 4, dropped
         assert len(parts) == len(set(parts)), f"stored parts are not sent again: {parts}"
         assert len(parts) == (output["bytes"] + 1023) // 1024, len(parts)
-        assert k.c.count("POST", "/v1/uploads") > 1
+        begins = k.c.count("POST", "/v1/uploads")
+        assert begins > 1, f"the upload was begun {begins} times"
 
 
 def upload_begun_by_another():
@@ -888,6 +892,28 @@ def disk_full_while_fetching():
         assert k.c.count("GET", "/v1/blobs/.*") == 2, "evicting gave room for a second try"
 
 
+def without_memory(counts=range(1, 2000, 97)):
+    """The N-th allocation fails once: a clear end, a failed task or a second try, never a crash."""
+    outcomes = set()
+    for n in counts:
+        with Case(part_bytes=65536) as k:
+            k.env["QUARRY_FAIL_ALLOC"] = str(n)
+            task = k.tokenize()
+            task.requeue = True
+            k.start("--name", "fixed")
+            wait_for(lambda: task.state not in ("READY", "LEASED") or not k.worker.alive(), f"an outcome of {n}")
+            if not k.worker.alive():
+                k.exits(1)
+                assert "quarry-worker: " in k.worker.text() and "out of memory" in k.worker.text(), k.worker.text()
+                outcomes.add("ended")
+                continue
+            if task.state == "FAILED":
+                assert task.ended["error"]["name"] == "out-of-memory", (n, task.ended)
+            outcomes.add(task.state)
+            k.ended(k.verify("t_next"))
+    assert len(outcomes) > 1, outcomes
+
+
 def main():
     tap = Tap()
     for function in (
@@ -901,7 +927,7 @@ def main():
             unknown_worker_registers_again, polls_are_spaced, uploads_beside_computing, drain_idle,
             drain_before_registration, drain_gives_back, drain_finishes, second_signal, drain_uploads_first,
             hurry_without_coordinator, drained_by_the_coordinator, ends_with_its_parent, disk_full,
-            disk_full_while_fetching):
+            disk_full_while_fetching, without_memory):
         if len(sys.argv) > 1 and function.__name__ not in sys.argv[1:]:
             continue
         tap.case(function.__name__.replace("_", " "), function)

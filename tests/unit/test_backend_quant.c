@@ -497,9 +497,10 @@ static void test_proxy_loss(void **state)
 								  &alone, NULL, &err), 0);
 			assert_true(alone == loss[k]);
 		}
-		if (fabs(loss[0] - loss[1]) > 1e-4 * loss[0] || fabs(energy[0] - energy[1]) > 1e-4 * energy[0])
-			fail_msg("%zux%zu: loss %.9g %.9g, energy %.9g %.9g", q.rows, q.cols, loss[0], loss[1],
-				 energy[0], energy[1]);
+		if (fabs(loss[0] - loss[1]) > 1e-4 * loss[0] ||
+		    fabs(energy[0] - energy[1]) > 1e-4 * energy[0])
+			fail_msg("%zux%zu: loss %.9g %.9g, energy %.9g %.9g", q.rows, q.cols, loss[0],
+				 loss[1], energy[0], energy[1]);
 		q.w[0] = INFINITY;
 		assert_int_equal(cpu->ops->proxy_loss(cpu, &q.grid, q.w, q.rows, q.cols, q.h, q.damp, q.codes,
 						      q.scales, q.zeros, &alone, NULL, &err), -1);
@@ -597,8 +598,8 @@ static int every_operation(struct backend *be, struct quant_case *q, struct err 
 	if (be->ops->fit_groups(be, FIT_NEUQI, &q->grid, q->w, q->rows, q->cols, q->diag, q->scales, q->zeros,
 				q->objective, err) != 0 ||
 	    be->ops->factor(be, q->h, q->perm, q->cols, q->damp, q->u, err) != 0 ||
-	    be->ops->round_ldlq(be, &q->grid, q->w, q->rows, q->cols, q->perm, q->u, NULL, q->scales, q->zeros,
-				q->codes, NULL, err) != 0)
+	    be->ops->round_ldlq(be, &q->grid, q->w, q->rows, q->cols, q->perm, q->u, NULL, q->scales,
+				q->zeros, q->codes, NULL, err) != 0)
 		return -1;
 	return be->ops->proxy_loss(be, &q->grid, q->w, q->rows, q->cols, q->h, q->damp, q->codes, q->scales,
 				   q->zeros, &loss, &energy, err);

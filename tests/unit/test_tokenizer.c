@@ -258,6 +258,20 @@ static void pieces_with_byte_fallback(void **state)
 	tokenizer_free(t);
 }
 
+/* Merges that reach from one word into the next: the piece may not be cut between them. */
+static void merges_across_words(void **state)
+{
+	struct tokenizer *t = small(
+		"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+		"\"content\":\"\xE2\x96\x81\"},\"model\":{\"vocab\":{\"\xE2\x96\x81\":0,\"a\":1,\"b\":2,"
+		"\"b\xE2\x96\x81\":3,\"\xE2\x96\x81" "a\":4},\"merges\":[\"b \xE2\x96\x81\","
+		"\"\xE2\x96\x81 a\"]}}");
+
+	(void)state;
+	check(t, "ab ab  ab a", true, "1 3 1 3 4 3 1");
+	tokenizer_free(t);
+}
+
 /* A long word runs through the queue, not through the cache; pairs merge from the left. */
 static void long_piece(void **state)
 {
@@ -316,6 +330,20 @@ static void added_tokens_and_flags(void **state)
 	check(t, "ccc", true, "2 2 2");                     /* inside a word: not taken */
 	check(t, "ac", true, "13");                         /* numbered on, not 99 */
 	check(t, "b  a", true, "1 0");                      /* the vocabulary's id */
+	tokenizer_free(t);
+}
+
+/* The vocabulary's ids have a hole, and numbering on meets the id of "b": the later token stays. */
+static void two_added_tokens_with_one_id(void **state)
+{
+	struct tokenizer *t = small(
+		"{\"added_tokens\":[" TOKEN(9, "b", false, false, false, false) ","
+		TOKEN(9, "x", false, false, false, false) "," TOKEN(9, "y", false, false, false, false) "],"
+		"\"model\":{\"vocab\":{\"a\":0,\"b\":3},\"merges\":[]}}");
+
+	(void)state;
+	assert_int_equal(tokenizer_vocab(t), 4);
+	check(t, "abxyb", true, "0 3 2 3 3");
 	tokenizer_free(t);
 }
 
@@ -433,9 +461,11 @@ int main(void)
 		cmocka_unit_test(byte_level_merges),
 		cmocka_unit_test(whole_word_before_merges),
 		cmocka_unit_test(pieces_with_byte_fallback),
+		cmocka_unit_test(merges_across_words),
 		cmocka_unit_test(long_piece),
 		cmocka_unit_test(template_around_the_text),
 		cmocka_unit_test(added_tokens_and_flags),
+		cmocka_unit_test(two_added_tokens_with_one_id),
 		cmocka_unit_test(added_tokens_in_normalized_text),
 		cmocka_unit_test(appends_and_leaves_alone_on_error),
 		cmocka_unit_test(threads_share_a_tokenizer),

@@ -41,6 +41,7 @@ static const struct refusal refusals[] = {
 	{ "{\"model\":{\"vocab\":{\"a\":1.5},\"merges\":[]}}", ERR_INVALID, "the id of 'a'" },
 	{ "{\"model\":{\"vocab\":{\"a\":\"1\"},\"merges\":[]}}", ERR_INVALID, "the id of 'a'" },
 	{ "{\"model\":{\"vocab\":{\"a\":2147483647},\"merges\":[]}}", ERR_INVALID, "the id of 'a'" },
+	{ "{\"model\":{\"vocab\":{\"a\":1,\"b\":1},\"merges\":[]}}", ERR_INVALID, "the id of 'b', 1" },
 	{ "{\"model\":{" VOCAB "}}", ERR_INVALID, "'merges'" },
 	{ "{\"model\":{" VOCAB ",\"merges\":[\"ab\"]}}", ERR_INVALID, "merge 0" },
 	{ "{\"model\":{" VOCAB ",\"merges\":[\"a b\",\"a b c\"]}}", ERR_INVALID, "merge 1" },
@@ -273,6 +274,13 @@ static void bad_utf8(void **state)
 		fails_to_encode("{" MODEL "}", texts[i].text, strlen(texts[i].text), ERR_INVALID, texts[i].at);
 }
 
+/* Refused by its length, before a byte is read. */
+static void text_too_long(void **state)
+{
+	(void)state;
+	fails_to_encode("{" MODEL "}", "a", ((size_t)256 << 20) + 1, ERR_TOO_LARGE, "268435456 bytes");
+}
+
 static void unknown_token_missing(void **state)
 {
 	(void)state;
@@ -428,30 +436,68 @@ static void every_allocation_fails_once(void **state)
 	assert_in_range(failures, 100, 1000000);
 }
 
-/* The same for encoding alone: the ids stay as they were, and the tokenizer works afterwards. */
+/* Long pieces, so that symbols, candidates and normalized text outgrow their first space. */
+#define UNKNOWN "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"?\",\"byte_fallback\":true," \
+	"\"vocab\":{\"?\":0,\"a\":1,\"b\":2,\"c\":3,\"ab\":4,\"abc\":5,\"cab\":6,\"<0x0A>\":7}," \
+	"\"merges\":[\"a b\",\"ab c\",\"c ab\"]}}"
+
+struct long_text { const char *json, *unit; int times; const char *tail; };
+
+static const struct long_text long_texts[] = {
+	{ everything, sample, 1, "" },
+	{ UNKNOWN, "a", 256, "\n" },
+	{ UNKNOWN, "a", 256, "xa" },
+	{ UNKNOWN, "a", 256, "xx" },
+	{ UNKNOWN, "a", 256, "x" },
+	{ UNKNOWN, "abc", 200, "" },
+	{ NORM("{\"type\":\"NFC\"}"), "\xCC\x81\xCC\xA7", 300, "" },
+	{ PRE("{\"type\":\"Digits\",\"individual_digits\":true}"), "1a", 100, "" },
+};
+
+/* 0 = the nth allocation was not reached. */
+static int encode_failing(const struct tokenizer *t, const struct buf *text, uint64_t nth)
+{
+	struct token_list ids = { 0 };
+	struct err err = ERR_INIT;
+	uint64_t before;
+	size_t count;
+	int rc;
+
+	assert_int_equal(tokenizer_encode(t, "ab", 2, false, &ids, &err), 0);
+	count = ids.count;
+	before = mem_fail_after(nth);
+	rc = tokenizer_encode(t, buf_text(text), text->len, true, &ids, &err);
+	before = mem_fail_after(0) - before;
+	if (rc != 0) {
+		assert_int_equal(err.code, ERR_NOMEM);
+		assert_int_equal(ids.count, count);
+	}
+	token_list_deinit(&ids);
+	return before >= nth;
+}
+
+/* The ids stay as they were, and the tokenizer works afterwards. */
 static void failing_allocations_while_encoding(void **state)
 {
-	struct err err = ERR_INIT;
-	struct tokenizer *t = tokenizer_new(everything, sizeof(everything) - 1, &err);
-	bool done = false;
-
 	(void)state;
-	assert_non_null(t);
-	for (uint64_t nth = 1; !done; nth++) {
-		struct token_list ids = { 0 };
-		uint64_t before;
-		int rc;
+	for (size_t i = 0; i < sizeof(long_texts) / sizeof(long_texts[0]); i++) {
+		const struct long_text *l = &long_texts[i];
+		struct err err = ERR_INIT;
+		struct tokenizer *t = tokenizer_new(l->json, strlen(l->json), &err);
+		struct buf text;
+		uint64_t nth = 1;
 
-		assert_int_equal(tokenizer_encode(t, "ab", 2, false, &ids, &err), 0);
-		size_t count = ids.count;
-		before = mem_fail_after(nth);
-		rc = tokenizer_encode(t, sample, sizeof(sample) - 1, true, &ids, &err);
-		done = mem_fail_after(0) - before < nth;
-		if (rc != 0)
-			assert_int_equal(ids.count, count);
-		token_list_deinit(&ids);
+		if (!t)
+			fail_msg("%s", err.text);
+		buf_init(&text, (size_t)1 << 20);
+		fill(&text, l->unit, l->times);
+		buf_puts(&text, l->tail);
+		while (encode_failing(t, &text, nth))
+			nth++;
+		assert_in_range(nth, 8, 10000);
+		buf_deinit(&text);
+		tokenizer_free(t);
 	}
-	tokenizer_free(t);
 }
 
 int main(void)
@@ -462,6 +508,7 @@ int main(void)
 		cmocka_unit_test(bounded),
 		cmocka_unit_test(two_tokens_with_one_normal_form),
 		cmocka_unit_test(bad_utf8),
+		cmocka_unit_test(text_too_long),
 		cmocka_unit_test(unknown_token_missing),
 		cmocka_unit_test(endless_pattern),
 		cmocka_unit_test(truncated_files),

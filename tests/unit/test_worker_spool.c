@@ -292,6 +292,30 @@ static void test_without_memory(void **state)
 	assert_in_range(n, 5, 499);
 }
 
+/* Too little memory to read a result back is no verdict on the result. */
+static void test_load_without_memory(void **state)
+{
+	struct heard h = { 0 };
+	uint64_t n;
+
+	(void)state;
+	seal("t_1", 1);
+	for (n = 1; h.found == 0 && n < 500; n++) {
+		struct err err = ERR_INIT;
+		int rc;
+
+		mem_fail_after(n);
+		rc = spool_load("work", found, broken, &h, &err);
+		mem_fail_after(0);
+		if (rc != 0)
+			assert_int_equal(err.code, ERR_NOMEM);
+		assert_int_equal(h.broken, 0);
+	}
+	assert_int_equal(h.found, 1);
+	assert_in_range(n, 5, 499);
+	spool_entry_free(h.entry);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -305,6 +329,7 @@ int main(void)
 		cmocka_unit_test_setup(test_odd_output_is_refused, fresh),
 		cmocka_unit_test_setup(test_io_errors, fresh),
 		cmocka_unit_test_setup(test_without_memory, fresh),
+		cmocka_unit_test_setup(test_load_without_memory, fresh),
 	};
 
 	return cmocka_run_group_tests_name("worker spool", tests, NULL, NULL);

@@ -130,8 +130,8 @@ struct backend_ops {
 			     struct err *err);
 	/* LDLQ (equivalent to GPTQ): in the order perm[0], perm[1], ... column perm[j] is rounded to the
 	 * grid of its own group after adding sum over i<j of U[i][j] * (w - what)[perm[i]]. u from factor().
-	 * row_loss (rows), or NULL: sum over j of pivots[j] * (target - what)^2, which is e H e^T of that row when
-	 * pivots (K) is D in the order of perm; pivots may be NULL when row_loss is.
+	 * row_loss (rows), or NULL: sum over j of pivots[j] * (target - what)^2, which is e H e^T of that
+	 * row when pivots (K) is D in the order of perm; pivots may be NULL when row_loss is.
 	 * cpu vs ref: proxy loss <= 1.002 * ref. */
 	int (*round_ldlq)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
 			  size_t cols, const int32_t *perm, const float *u, const double *pivots,

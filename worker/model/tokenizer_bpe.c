@@ -129,8 +129,8 @@ static int add_unknown(struct bpe_run *r, const char *text, size_t len, size_t *
 		return add_bytes(r, text, len, err);
 	if (b->unk_missing)
 		return err_set(err, ERR_REFUSED,
-			       "the text has a character outside the vocabulary, and the tokenizer's unk_token "
-			       "is not in the vocabulary either");
+			       "the text has a character outside the vocabulary, and the tokenizer's "
+			       "unk_token is not in the vocabulary either");
 	if (b->unk_id < 0)
 		return 0;
 	if (!b->fuse_unk && flush_unknown(r, waiting, err) != 0)

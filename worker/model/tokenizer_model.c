@@ -5,29 +5,39 @@
 #include "common/utf8.h"
 #include "worker/model/tokenizer_parts.h"
 
-static int load_vocab(struct bpe *b, const struct json *vocab, struct err *err)
+/* `ids` holds the ids so far, as pairs (id, 0). */
+static int load_entry(struct bpe *b, const struct json *m, struct merges *ids, struct err *err)
 {
 	char shown[UTF8_SHOWN_MAX];
-	const struct json *m;
+	const char *key = json_key(m);
+	int64_t id;
+
+	if (!json_int(m, &id) || id < 0 || id >= INT32_MAX)
+		return err_set(err, ERR_INVALID, "model: the id of '%s' must be an integer from 0 to %d",
+			       utf8_show(shown, key), INT32_MAX - 1);
+	if (merges_find(ids, (int32_t)id, 0))
+		return err_set(err, ERR_INVALID, "model: the id of '%s', %d, is another token's already",
+			       utf8_show(shown, key), (int)id);
+	merges_put(ids, (int32_t)id, 0, 0, 0);
+	if (id > b->max_id)
+		b->max_id = (int32_t)id;
+	return vocab_add(&b->vocab, key, strlen(key), (int32_t)id, err);
+}
+
+static int load_vocab(struct bpe *b, const struct json *vocab, struct err *err)
+{
+	struct merges ids = { 0 };
+	int rc;
 
 	if (json_type(vocab) != JSON_OBJECT)
 		return err_set(err, ERR_INVALID, "model: field 'vocab' must be an object of ids");
-	if (vocab_init(&b->vocab, json_size(vocab), err) != 0)
-		return -1;
-	for (m = json_first(vocab); m; m = json_next(m)) {
-		const char *key = json_key(m);
-		int64_t id;
-
-		if (!json_int(m, &id) || id < 0 || id >= INT32_MAX)
-			return err_set(err, ERR_INVALID,
-				       "model: the id of '%s' must be an integer from 0 to %d",
-				       utf8_show(shown, key), INT32_MAX - 1);
-		if (vocab_add(&b->vocab, key, strlen(key), (int32_t)id, err) != 0)
-			return -1;
-		if (id > b->max_id)
-			b->max_id = (int32_t)id;
-	}
-	return 0;
+	rc = vocab_init(&b->vocab, json_size(vocab), err);
+	if (rc == 0)
+		rc = merges_init(&ids, json_size(vocab), err);
+	for (const struct json *m = json_first(vocab); m && rc == 0; m = json_next(m))
+		rc = load_entry(b, m, &ids, err);
+	merges_deinit(&ids);
+	return rc;
 }
 
 /* The two sides of a merge: ["a", "b"] or "a b". */
@@ -56,11 +66,11 @@ static int merge_sides(const struct json *m, const char **left, size_t *left_len
 	return 0;
 }
 
+static const char mark[] = "\xE2\x96\x81";
+
 /* Does U+2581 follow another character anywhere in the text? */
 static bool word_start_inside(const char *text, size_t len)
 {
-	static const char mark[] = "\xE2\x96\x81";
-
 	for (size_t i = 1; i + 3 <= len; i++) {
 		if (memcmp(text + i, mark, 3) == 0 && (i < 3 || memcmp(text + i - 3, mark, 3) != 0))
 			return true;
@@ -106,7 +116,7 @@ static int load_merges(struct bpe *b, const struct json *merges, struct err *err
 		return err_set(err, ERR_INVALID, "model: field 'merges' must be a list of pairs");
 	if (merges_init(&b->merges, json_size(merges), err) != 0)
 		return -1;
-	b->cut_at_words = vocab_find(&b->vocab, "\xE2\x96\x81", 3) >= 0;
+	b->cut_at_words = vocab_find(&b->vocab, mark, 3) >= 0;
 	buf_init(&joined, (size_t)1 << 26);
 	for (const struct json *m = json_first(merges); m && rc == 0; m = json_next(m))
 		rc = load_merge(b, m, rank++, &joined, err);
@@ -163,6 +173,14 @@ static int load_options(struct bpe *b, const struct json *model, struct err *err
 	return load_unk(b, model, err);
 }
 
+/* A word's end must leave a symbol that no merge takes for something else: characters must not
+ * vanish, and the unknown token must not look like the start of a word. */
+static void check_unknown_for_cuts(struct bpe *b, const struct json *model)
+{
+	if (b->unk_id < 0 || strstr(json_get_string(model, "unk_token", mark), mark))
+		b->cut_at_words = false;
+}
+
 /* The ids of single characters and of bytes, for the inner loop. */
 static void index_characters(struct bpe *b)
 {
@@ -194,6 +212,7 @@ int bpe_load(struct bpe *b, const struct json *model, struct err *err)
 	    load_merges(b, json_get(model, "merges"), err) != 0 ||
 	    load_options(b, model, err) != 0)
 		return -1;
+	check_unknown_for_cuts(b, model);
 	index_characters(b);
 	return 0;
 }

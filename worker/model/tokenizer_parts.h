@@ -44,7 +44,7 @@ int vocab_init(struct vocab *v, size_t expected, struct err *err);
 void vocab_deinit(struct vocab *v);
 /* Id, or -1 when absent. */
 int32_t vocab_find(const struct vocab *v, const char *text, size_t len);
-/* Adds a string that is not there yet. */
+/* Adds a string that is not there yet, at most as many as vocab_init() was told. */
 int vocab_add(struct vocab *v, const char *text, size_t len, int32_t id, struct err *err);
 
 /* Pairs of ids to what they merge into. */
@@ -54,6 +54,7 @@ struct merges { struct merge *table; size_t mask; };
 int merges_init(struct merges *m, size_t expected, struct err *err);
 void merges_deinit(struct merges *m);
 const struct merge *merges_find(const struct merges *m, int32_t left, int32_t right);
+/* At most as many pairs as merges_init() was told; a pair that is there is replaced. */
 void merges_put(struct merges *m, int32_t left, int32_t right, uint32_t rank, int32_t id);
 
 /* --- the model (tokenizer_model.c loads, tokenizer_bpe.c runs) ------------------------------ */
@@ -106,7 +107,7 @@ int normalizers_run(const struct normalizers *n, struct normalize_run *w, struct
 		    const char *text, size_t len, const char **out, size_t *out_len,
 		    struct err *err);
 
-/* --- added tokens (tokenizer_added.c) ------------------------------------------------------- */
+/* --- added tokens (tokenizer_added*.c) ------------------------------------------------------ */
 
 struct added_token {
 	int32_t id;
@@ -136,7 +137,7 @@ struct added_parts { struct added_part *items; size_t count, cap; };
 int added_find(const struct added_set *set, const char *text, size_t len, struct added_parts *out,
 	       struct err *err);
 
-/* --- pre-tokenizers (tokenizer_pre.c) ------------------------------------------------------- */
+/* --- pre-tokenizers (tokenizer_pre*.c) ------------------------------------------------------ */
 
 enum { STAGES_MAX = 32 };
 enum stage_kind { STAGE_SPLIT, STAGE_DIGITS, STAGE_BYTE_LEVEL, STAGE_METASPACE };

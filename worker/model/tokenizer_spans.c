@@ -1,3 +1,7 @@
+/* What the five behaviours of a splitter do with delimiters. Removed drops them; Isolated makes each a
+ * piece; Contiguous joins neighbouring ones; MergedWithPrevious and MergedWithNext join the first (the
+ * last) delimiter of a row to the text on that side.
+ */
 #include "worker/model/tokenizer_spans.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Properties of code points: utf8proc, plus what came after the version it knows. */
 #include "worker/model/tokenizer_unicode.h"
 
 #include <string.h>

@@ -33,7 +33,7 @@ static size_t table_size(size_t expected)
 {
 	size_t size = 16;
 
-	while (size / 2 < expected)
+	while (size / 2 <= expected)
 		size *= 2;
 	return size;
 }
@@ -118,29 +118,10 @@ static int grow_entries(struct vocab *v)
 	return 0;
 }
 
-/* Doubles the table when it is half full. */
-static int grow_table(struct vocab *v)
-{
-	size_t size = (v->mask + 1) * 2;
-	uint32_t *old = v->table, *table;
-
-	if (v->count < (v->mask + 1) / 2)
-		return 0;
-	table = mem_alloc(size, sizeof(*table));
-	if (!table)
-		return -1;
-	v->table = table;
-	v->mask = size - 1;
-	for (size_t i = 0; i < v->count; i++)
-		table[slot_of(v, v->bytes + v->entries[i].text, v->entries[i].len)] = (uint32_t)i + 1;
-	mem_free(old);
-	return 0;
-}
-
 int vocab_add(struct vocab *v, const char *text, size_t len, int32_t id, struct err *err)
 {
-	if (len > UINT32_MAX || v->count >= UINT32_MAX / 2 || grow_bytes(v, len) != 0 ||
-	    grow_entries(v) != 0 || grow_table(v) != 0)
+	if (len > UINT32_MAX || v->count >= v->mask / 2 || grow_bytes(v, len) != 0 ||
+	    grow_entries(v) != 0)
 		return err_set_nomem(err, "the vocabulary");
 	v->table[slot_of(v, text, len)] = (uint32_t)v->count + 1;
 	v->entries[v->count++] = (struct vocab_entry){ v->bytes_len, (uint32_t)len, id };

@@ -20,8 +20,8 @@ static int mean_diagonal(const double *h, size_t cols, double *mean, struct err 
 
 		if (!(d >= 0) || !isfinite(d))
 			return err_set(err, ERR_NUMERIC,
-				       "H has %g on its diagonal at column %zu; it must be a finite number, at least 0",
-				       d, i);
+				       "H has %g on its diagonal at column %zu; it must be finite and at "
+				       "least 0", d, i);
 		sum += d / (double)cols;
 	}
 	if (!(sum > 0) || !isfinite(sum))
@@ -122,8 +122,8 @@ static int site_fill(struct quant_site *site, struct backend *be, double damp_fr
 		site->diag[i] = site->h[i * site->cols + i] + site->damp;
 		if (!(site->diag[i] > 0))
 			return err_set(err, ERR_NUMERIC,
-				       "H is zero at column %zu and nothing is added to it; the damping must be above 0",
-				       i);
+				       "H is zero at column %zu and nothing is added to it; the damping "
+				       "must be above 0", i);
 	}
 	return 0;
 }

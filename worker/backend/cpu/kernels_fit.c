@@ -1,8 +1,8 @@
 /* Loops that the compiler turns into vector code, compiled once per level (levels.h).
  *
  * Accumulators are arrays of one vector's (or a few vectors') length that live in registers.
- * Rounding adds and subtracts 1.5 * 2^(mantissa bits), which rounds half to even for any argument that has been
- * clamped to the codes before.
+ * Rounding adds and subtracts 1.5 * 2^(mantissa bits), which rounds half to even for any argument that
+ * has been clamped to the codes before.
  */
 #include "worker/backend/cpu/kernels_fit.h"
 

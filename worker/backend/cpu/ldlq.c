@@ -1,9 +1,9 @@
 /* LDLQ on tiles of rows.
  *
- * Rows are independent, so a tile of rows is an item of the pool. Within it everything is transposed, rows side by
- * side: columns in rounding order come in blocks of LDLQ_BLOCK, the feedback of all earlier blocks
- * is one sgemm with the stored errors, the feedback within the block is the kernel's. The height of
- * a tile depends on the shape alone.
+ * Rows are independent, so a tile of rows is an item of the pool. Within it everything is transposed,
+ * rows side by side: columns in rounding order come in blocks of LDLQ_BLOCK, the feedback of all
+ * earlier blocks is one sgemm with the stored errors, the feedback within the block is the kernel's.
+ * The height of a tile depends on the shape alone.
  */
 #include <cblas.h>
 #include <math.h>
