@@ -11,7 +11,8 @@
 #include "cli/interrupt.h"
 #include "cli/text.h"
 
-#define QUARRY_VERSION "0.1.0"
+#include "common/version.h"
+
 
 static const struct command *const commands[] = {
 	&cmd_quantize, &cmd_eval, &cmd_submit, &cmd_jobs, &cmd_show, &cmd_watch, &cmd_cancel, &cmd_retry,

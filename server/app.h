@@ -8,7 +8,6 @@
 
 #include "common/err.h"
 
-#define SERVER_VERSION "0.1.0"
 
 enum {
 	APP_JSON_MAX = 1024 * 1024,

@@ -24,7 +24,6 @@ enum {
 	LIST_DEFAULT = 50, LIST_MAX = 500,
 };
 
-#define QUARRY_ENGINE_VERSION "0.1.0"
 
 /* --- effects ------------------------------------------------------------------ */
 

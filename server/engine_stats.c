@@ -4,6 +4,7 @@
 
 #include "common/buf.h"
 #include "common/file.h"
+#include "common/version.h"
 #include "server/engine_internal.h"
 
 struct counts {
@@ -108,7 +109,7 @@ int verb_stats(struct tx *tx, const struct engine_request *r, struct engine_repl
 	     json_set(reply->body, "tasks", states_json(c.tasks, TASK_STATES, task_state_name)) |
 	     json_set(reply->body, "workers", workers_json(&c)) | json_set(reply->body, "blobs", blobs_json(&c)) |
 	     json_set_number(reply->body, "disk_free_bytes", (double)c.disk_free) |
-	     json_set_string(reply->body, "version", QUARRY_ENGINE_VERSION)) == 0)
+	     json_set_string(reply->body, "version", QUARRY_VERSION)) == 0)
 		return 0;
 	return err_set_nomem(&reply->err, "the counts");
 }

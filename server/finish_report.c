@@ -6,6 +6,7 @@
 
 #include "common/alloc.h"
 #include "common/recipe.h"
+#include "common/version.h"
 #include "server/engine_perplexity.h"
 #include "server/finish_report.h"
 
@@ -207,7 +208,7 @@ struct json *finish_report(struct engine *e, struct store *db, const struct job_
 
 	if (json_set_int(r.body, "version", 1) == 0 &&
 	    json_set_string(r.body, "kind", quantize ? "quantize" : "evaluate") == 0 &&
-	    json_set_string(r.body, "quarry", QUARRY_ENGINE_VERSION) == 0 && report_add_inputs(&r) == 0 &&
+	    json_set_string(r.body, "quarry", QUARRY_VERSION) == 0 && report_add_inputs(&r) == 0 &&
 	    report_add(&r, "tokens", tokens_json(&r)) == 0 && report_add(&r, "perplexity", perplexity_json(db, job, true, err)) == 0 &&
 	    add_sizes(&r) == 0 && (!quantize || add_modules(&r) == 0) &&
 	    report_add(&r, "run", finish_run(db, job, engine_now(e), err)) == 0)

@@ -19,6 +19,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
+#include "common/version.h"
 #include "server/app.h"
 #include "server/blobs.h"
 #include "server/engine.h"
@@ -208,7 +209,7 @@ int main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	if (s.options.help || s.options.version) {
-		fputs(s.options.help ? options_usage : "quarry-server " SERVER_VERSION "\n", stdout);
+		fputs(s.options.help ? options_usage : "quarry-server " QUARRY_VERSION "\n", stdout);
 		return 0;
 	}
 	return run(&s);

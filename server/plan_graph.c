@@ -113,6 +113,7 @@ int64_t plan_add_tokenize(struct plan *plan, const struct plan_request *r, const
 	spec_int(&s, "samples", strcmp(role, "eval") == 0 ? 0 : r->recipe->samples);
 	spec_int(&s, "seq_len", r->recipe->seq_len);
 	spec_int(&s, "max_windows", text->max_windows);
+	spec_int(&s, "seed", strcmp(role, "eval") == 0 ? 0 : (int64_t)r->recipe->seed);
 	index = plan_add_task(plan, KIND_TOKENIZE, -1, shard, plan_work_tokenize(text->bytes), spec_done(&s), err);
 	if (index < 0 || plan_add_input(plan, index, "text", -1, text, err) != 0)
 		return -1;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "common/buf.h"
+#include "common/version.h"
 #include "server/embedded.h"
 #include "server/reply.h"
 #include "server/request.h"
@@ -69,7 +70,7 @@ void route_livez(struct request *r)
 	int failed = !o;
 
 	if (o)
-		failed = json_set_bool(o, "live", true) | json_set_string(o, "version", SERVER_VERSION);
+		failed = json_set_bool(o, "live", true) | json_set_string(o, "version", QUARRY_VERSION);
 	reply_object(r, o, failed);
 }
 

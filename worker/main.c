@@ -17,11 +17,11 @@
 #include "common/digest.h"
 #include "common/file.h"
 #include "common/log.h"
+#include "common/version.h"
 #include "worker/agent.h"
 #include "worker/client.h"
 #include "worker/worker_options.h"
 
-#define WORKER_VERSION "0.1.0"
 
 enum { EXIT_USAGE = 2, TOKEN_FILE_MAX = 4096, NAME_MAX_BYTES = 256 };
 
@@ -113,7 +113,7 @@ static int set_client(struct worker *w, struct err *err)
 
 	if (w->options.token_file && !(token = read_token(w->options.token_file, err)))
 		return -1;
-	rc = client_config_init(&w->config.client, w->options.server, token, "quarry-worker/" WORKER_VERSION,
+	rc = client_config_init(&w->config.client, w->options.server, token, "quarry-worker/" QUARRY_VERSION,
 				err);
 	if (rc != 0 && token && strstr(err->text, "token"))
 		err_prefix(err, "--token-file %s", w->options.token_file);
@@ -142,7 +142,7 @@ static int configure(struct worker *w, struct err *err)
 
 	w->config.token_file = o->token_file;
 	w->config.work = o->work;
-	w->config.version = WORKER_VERSION;
+	w->config.version = QUARRY_VERSION;
 	w->config.clock = &clock_system;
 	w->config.threads = o->threads ? o->threads : usable_cores();
 	w->config.memory_bytes = o->memory_bytes ? o->memory_bytes : machine_memory();
@@ -211,7 +211,7 @@ int main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	if (w.options.help || w.options.version) {
-		fputs(w.options.help ? worker_usage : "quarry-worker " WORKER_VERSION "\n", stdout);
+		fputs(w.options.help ? worker_usage : "quarry-worker " QUARRY_VERSION "\n", stdout);
 		return 0;
 	}
 	return run(&w, parent);

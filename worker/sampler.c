@@ -104,6 +104,45 @@ static bool next_line(const char *text, size_t len, size_t *pos, const char **li
 	return true;
 }
 
+/* The number of sequences to collect: with a seed all of them, to choose from. */
+static bool enough(const struct sampler *s)
+{
+	return s->seed == 0 && s->wanted != 0 && s->sequences >= s->wanted;
+}
+
+/* splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t x = *state += 0x9e3779b97f4a7c15u;
+
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+	return x ^ x >> 31;
+}
+
+static void swap_sequences(struct sampler *s, size_t a, size_t b)
+{
+	for (size_t i = 0; i < s->seq_len; i++) {
+		int32_t id = s->ids.ids[a * s->seq_len + i];
+
+		s->ids.ids[a * s->seq_len + i] = s->ids.ids[b * s->seq_len + i];
+		s->ids.ids[b * s->seq_len + i] = id;
+	}
+}
+
+/* Cuts to `wanted` sequences: the first ones, or with a seed as many drawn without replacement. */
+static void choose(struct sampler *s)
+{
+	uint64_t state = s->seed;
+
+	if (s->wanted == 0 || s->sequences <= s->wanted)
+		return;
+	for (size_t i = 0; s->seed != 0 && i < s->wanted; i++)
+		swap_sequences(s, i, i + (size_t)(next_random(&state) % (s->sequences - i)));
+	s->sequences = s->wanted;
+	s->ids.count = s->wanted * s->seq_len;
+}
+
 static int too_little(const struct sampler *s, struct err *err)
 {
 	if (s->sequences == 0)
@@ -123,7 +162,7 @@ int sampler_take_lines(struct sampler *s, const char *text, size_t len, struct e
 	size_t line_len, pos = 0;
 	int rc = 0;
 
-	while (rc == 0 && s->sequences < s->wanted && next_line(text, len, &pos, &line, &line_len)) {
+	while (rc == 0 && !enough(s) && next_line(text, len, &pos, &line, &line_len)) {
 		s->lines++;
 		if (is_blank(line, line_len))
 			continue;
@@ -140,6 +179,8 @@ int sampler_take_lines(struct sampler *s, const char *text, size_t len, struct e
 	token_list_deinit(&tokens);
 	if (rc == 0 && s->sequences < s->wanted)
 		rc = too_little(s, err);
+	if (rc == 0)
+		choose(s);
 	return rc;
 }
 
@@ -173,9 +214,8 @@ int sampler_take_windows(struct sampler *s, const char *text, size_t len, bool j
 			       "%s has %zu tokens, which make %zu windows of %zu; %zu are needed: give more text or "
 			       "smaller --samples or --seq-len",
 			       s->name, s->ids.count, windows, s->seq_len, exact ? s->wanted : (size_t)1);
-	if (s->wanted && windows > s->wanted)
-		windows = s->wanted;
 	s->sequences = windows;
 	s->ids.count = windows * s->seq_len;
+	choose(s);
 	return 0;
 }

@@ -4,6 +4,8 @@
  * `input_ids`. Calibration takes the first `wanted` lines that have at least seq_len tokens, the first
  * seq_len tokens of each. Evaluation joins all lines' tokens.
  * Plain text: tokenized as a whole, cut into consecutive windows of seq_len; a rest is dropped.
+ * A seed other than 0 takes `wanted` of all long enough sequences at random instead of the first ones; the same
+ * seed takes the same ones everywhere.
  */
 #ifndef QUARRY_WORKER_SAMPLER_H
 #define QUARRY_WORKER_SAMPLER_H
@@ -21,6 +23,7 @@ struct sampler {
 	size_t seq_len;
 	size_t wanted;                          /* sequences at most; 0 = all there are */
 	size_t vocab;                           /* ids must be below */
+	uint64_t seed;                          /* 0 = the first sequences */
 	struct token_list ids;                  /* the sequences so far, seq_len ids each */
 	size_t sequences;
 	size_t lines, text_tokens;              /* lines read, tokens seen */

@@ -18,7 +18,6 @@ struct layer_plan {
 	struct linear_shape shape[LIN_COUNT];
 	int64_t layer;
 	double damp;
-	bool sequential;        /* each site sees the quantized modules before it */
 };
 
 struct layer_job {
@@ -53,7 +52,6 @@ static int plan_layer(struct layer_plan *p, const struct json *spec, const struc
 	if (json_require_int(spec, "layer", 0, (int64_t)config->layers - 1, &p->layer, err) != 0)
 		return -1;
 	p->damp = json_get_number(spec, "damp", 0.01);
-	p->sequential = json_get_bool(spec, "sequential", false);
 	for (int lin = 0; lin < LIN_COUNT; lin++, row = json_next(row)) {
 		p->shape[lin] = model_linear(config, (enum block_linear)lin);
 		model_linear_name(p->name[lin], config, (size_t)p->layer, (enum block_linear)lin);
@@ -165,18 +163,6 @@ static int store_module(struct layer_job *job, int lin, const struct quant_resul
 	return rc;
 }
 
-/* The quantized values take the place of the weights in the loaded block. */
-static void replace_weights(struct layer_job *job, int lin, const struct quant_result *r)
-{
-	const struct layer_plan *p = &job->plan;
-	size_t cols = p->shape[lin].cols, group = group_columns(p, lin), groups = cols / group;
-	float *w = job->forward.block.data + (linear_weights(&job->forward.block.w, lin) - job->forward.block.data);
-
-	for (size_t row = 0; row < p->shape[lin].rows; row++)
-		packed_dequantize_row(r->codes + row * cols, r->scales + row * groups, r->zeros + row * groups, cols,
-				      group, w + row * cols);
-}
-
 static int quantize_linear(struct layer_job *job, int lin, const struct quant_site *site, struct err *err)
 {
 	const struct layer_plan *p = &job->plan;
@@ -197,8 +183,6 @@ static int quantize_linear(struct layer_job *job, int lin, const struct quant_si
 		rc = store_module(job, lin, &result, err);
 	if (rc == 0)
 		rc = add_row(job, lin, site, &result, err);
-	if (rc == 0 && p->sequential)
-		replace_weights(job, lin, &result);
 	quant_result_deinit(&result);
 	return rc;
 }
@@ -280,28 +264,13 @@ static int copy_kept(struct layer_job *job, struct err *err)
 /* --- the task ----------------------------------------------------------------------------------- */
 
 /* Statistics of all sites from one pass, with the block's own weights. */
-static int quantize_at_once(struct layer_job *job, const bool wanted[SITE_COUNT], struct err *err)
+static int quantize_sites(struct layer_job *job, const bool wanted[SITE_COUNT], struct err *err)
 {
 	if (layer_gram_collect(&job->gram, &job->forward, wanted, job->env, GRAM_SHARE_PERCENT / 100.0, err) != 0)
 		return -1;
 	for (int site = 0; site < SITE_COUNT; site++)
 		if (quantize_site(job, (enum block_site)site, err) != 0)
 			return -1;
-	return 0;
-}
-
-/* One pass per site: each sees the quantized modules before it in the block. */
-static int quantize_in_sequence(struct layer_job *job, const bool wanted[SITE_COUNT], struct err *err)
-{
-	for (int site = 0; site < SITE_COUNT; site++) {
-		bool only[SITE_COUNT] = { false };
-
-		only[site] = wanted[site];
-		if (wanted[site] && layer_gram_collect(&job->gram, &job->forward, only, job->env, 0.9 * (site + 1) / SITE_COUNT, err) != 0)
-			return -1;
-		if (quantize_site(job, (enum block_site)site, err) != 0)
-			return -1;
-	}
 	return 0;
 }
 
@@ -315,9 +284,7 @@ static int quantize_layer(struct layer_job *job, struct json **result, struct er
 		wanted[job->plan.shape[lin].site] |= !job->plan.settings[lin].skip;
 	if (layer_forward_load(&job->forward, (size_t)job->plan.layer, NULL, err) != 0)
 		return -1;
-	rc = job->plan.sequential ? quantize_in_sequence(job, wanted, err)
-				  : quantize_at_once(job, wanted, err);
-	if (rc != 0 || copy_kept(job, err) != 0)
+	if (quantize_sites(job, wanted, err) != 0 || copy_kept(job, err) != 0)
 		return -1;
 	path = task_output_path(job->env, "layer", err);
 	rc = path ? layer_writer_write(job->writer, path, err) : -1;

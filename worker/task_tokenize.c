@@ -59,6 +59,7 @@ static int read_spec(struct sampler *s, const struct json *spec, bool *calibrati
 		return err_set(err, ERR_INVALID, "a tokenize task needs a positive number of samples");
 	s->seq_len = (size_t)seq_len;
 	s->wanted = (size_t)wanted;
+	s->seed = (uint64_t)json_get_int(spec, "seed", 0);
 	return 0;
 }
 

@@ -309,6 +309,26 @@ static void test_too_little_text(void **state)
 	assert_non_null(strstr(err.text, "--seq-len"));
 }
 
+/* The sequences that a seed takes: the same again, others for another seed, never one twice. */
+static void test_seed(void **state)
+{
+	char text[PATH_BYTES + 8], spec[256], digest[4][DIGEST_HEX];
+	static const int seeds[4] = { 0, 7, 7, 8 };
+	struct err err = ERR_INIT;
+
+	(void)state;
+	snprintf(text, sizeof(text), "text=%s", source_path("examples/texts/calibration.jsonl"));
+	for (int i = 0; i < 4; i++) {
+		snprintf(spec, sizeof(spec), "{\"role\":\"calibration\",\"name\":\"c.jsonl\",\"format\":\"jsonl\","
+			 "\"samples\":20,\"seq_len\":64,\"seed\":%d}", seeds[i]);
+		json_free(must_run("tokenize", spec, "seeded", (const char *[]){ text, NULL }));
+		assert_int_equal(digest_file("seeded/tokens", digest[i], NULL, &err), 0);
+	}
+	assert_string_not_equal(digest[0], digest[1]);
+	assert_string_equal(digest[1], digest[2]);
+	assert_string_not_equal(digest[2], digest[3]);
+}
+
 static bool stop_at_half(void *ctx, double fraction, const char *what)
 {
 	(void)ctx;
@@ -468,6 +488,7 @@ int main(void)
 		cmocka_unit_test(test_losses_and_skip),
 		cmocka_unit_test(test_same_bytes_again),
 		cmocka_unit_test(test_assemble_dense_and_packed),
+		cmocka_unit_test(test_seed),
 		cmocka_unit_test(test_cancel),
 		cmocka_unit_test(test_allocation_failures),
 		cmocka_unit_test(test_golden_hessians),
