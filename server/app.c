@@ -6,6 +6,7 @@
 #include "server/http.h"
 #include "server/offload.h"
 #include "server/park.h"
+#include "server/rate.h"
 #include "server/request.h"
 
 enum {
@@ -45,6 +46,9 @@ int app_start(struct app *a, const struct app_config *config, struct engine *eng
 	a->park = park_new();
 	if (!a->park)
 		return err_set_nomem(err, "the list of waiting requests");
+	a->rate = rate_new(config->requests_per_second);
+	if (!a->rate)
+		return err_set_nomem(err, "the table of request rates");
 	a->offload = offload_new(APP_HELPERS, APP_HELPER_QUEUE, err);
 	if (!a->offload)
 		return -1;
@@ -95,5 +99,6 @@ void app_stop(struct app *a)
 void app_free(struct app *a)
 {
 	park_free(a->park);
+	rate_free(a->rate);
 	a->park = NULL;
 }

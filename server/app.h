@@ -8,7 +8,6 @@
 
 #include "common/err.h"
 
-
 enum {
 	APP_JSON_MAX = 1024 * 1024,
 	APP_BODY_BUDGET = 16 * 1024 * 1024,     /* JSON bodies in memory at one time, all requests */
@@ -21,6 +20,7 @@ struct app {
 	struct park *park;
 	struct offload *offload;
 	struct http *http;
+	struct rate *rate;
 	atomic_bool stopping;           /* set once: nothing may suspend any more */
 	atomic_uint posting;            /* event threads inside request_post() and the like */
 	atomic_uint requests;           /* exchanges alive */
@@ -31,7 +31,7 @@ struct app {
 struct app_config {
 	const char *listen;
 	int64_t header_ms;
-	unsigned connections, connections_per_ip;
+	unsigned connections, connections_per_ip, requests_per_second;
 };
 
 /* Parks, helpers and HTTP on top of an engine and a blob store, which stay the caller's. */

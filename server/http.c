@@ -12,6 +12,7 @@
 #include "server/http.h"
 
 #include <microhttpd.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -319,6 +320,21 @@ void http_resume(struct http_exchange *x)
 
 	MHD_resume_connection(x->mhd);
 	atomic_fetch_sub(&h->suspended, 1);
+}
+
+void http_peer_address(const struct http_exchange *x, unsigned char address[16])
+{
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(x->mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+	const struct sockaddr *any = info ? info->client_addr : NULL;
+
+	memset(address, 0, 16);
+	if (any && any->sa_family == AF_INET6) {
+		memcpy(address, &((const struct sockaddr_in6 *)(const void *)any)->sin6_addr, 16);
+	} else if (any && any->sa_family == AF_INET) {
+		address[10] = address[11] = 0xff;
+		memcpy(address + 12, &((const struct sockaddr_in *)(const void *)any)->sin_addr, 4);
+	}
 }
 
 bool http_peer_gone(const struct http_exchange *x)

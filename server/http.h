@@ -103,6 +103,8 @@ void http_tick(struct http *h);
 void http_stop(struct http *h);
 unsigned http_connections(struct http *h);
 unsigned http_suspended(struct http *h);
+/* The client's address as 16 bytes, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2). */
+void http_peer_address(const struct http_exchange *x, unsigned char address[16]);
 void *http_context(const struct http_exchange *x); /* app.ctx */
 
 const char *http_header(const struct http_exchange *x, const char *name);

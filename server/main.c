@@ -136,6 +136,7 @@ static int start(struct server *s, struct err *err)
 		.listen = s->options.listen, .header_ms = s->options.header_s * 1000,
 		.connections = (unsigned)s->options.connections,
 		.connections_per_ip = (unsigned)s->options.connections / 2,
+		.requests_per_second = (unsigned)s->options.requests_per_s,
 	};
 
 	if (lock_data(s, err) != 0)

@@ -21,12 +21,13 @@ const char options_usage[] =
 	"  --lease-seconds N       a task whose worker is silent for so long is given to another (60)\n"
 	"  --header-timeout N      seconds a client has to send a request's headers (15)\n"
 	"  --connections N         connections at one time, half of them from one address (1024)\n"
+	"  --requests-per-second N requests from one address, over any two seconds; 0 = no limit (5000)\n"
 	"  --log-level LEVEL       debug, info, warn or error (info)\n"
 	"  --help, --version\n";
 
 enum {
 	OPT_DATA = 1, OPT_LISTEN, OPT_ROOT, OPT_TOKENS, OPT_READY, OPT_PARENT, OPT_LEASE, OPT_HEADER,
-	OPT_CONNECTIONS, OPT_LOG, OPT_HELP, OPT_VERSION
+	OPT_CONNECTIONS, OPT_RATE, OPT_LOG, OPT_HELP, OPT_VERSION
 };
 
 static const struct option long_options[] = {
@@ -39,6 +40,7 @@ static const struct option long_options[] = {
 	{ "lease-seconds", required_argument, NULL, OPT_LEASE },
 	{ "header-timeout", required_argument, NULL, OPT_HEADER },
 	{ "connections", required_argument, NULL, OPT_CONNECTIONS },
+	{ "requests-per-second", required_argument, NULL, OPT_RATE },
 	{ "log-level", required_argument, NULL, OPT_LOG },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -96,6 +98,8 @@ static int take_option(struct server_options *o, int option, struct err *err)
 	case OPT_LEASE: return parse_count("lease-seconds", optarg, 1, 86400, &o->lease_s, err);
 	case OPT_HEADER: return parse_count("header-timeout", optarg, 1, 3600, &o->header_s, err);
 	case OPT_CONNECTIONS: return parse_count("connections", optarg, 4, 65536, &o->connections, err);
+	case OPT_RATE:
+		return parse_count("requests-per-second", optarg, 0, 1000000, &o->requests_per_s, err);
 	case OPT_LOG: return parse_level(optarg, &o->log_level, err);
 	case OPT_HELP: o->help = true; return 0;
 	case OPT_VERSION: o->version = true; return 0;
@@ -117,6 +121,7 @@ int options_parse(struct server_options *o, int argc, char **argv, struct err *e
 
 	*o = (struct server_options){
 		.listen = "127.0.0.1:8750", .lease_s = 60, .header_s = 15, .connections = 1024,
+		.requests_per_s = 5000,
 		.log_level = LOG_INFO,
 	};
 	optind = 1;

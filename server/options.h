@@ -13,7 +13,7 @@ enum { MODEL_ROOTS_MAX = 64 };
 struct server_options {
 	const char *data, *listen, *tokens_file, *ready_file;
 	const char *model_roots[MODEL_ROOTS_MAX + 1];   /* NULL-terminated */
-	int64_t lease_s, header_s, connections;
+	int64_t lease_s, header_s, connections, requests_per_s;
 	enum log_level log_level;
 	bool exit_with_parent, help, version;
 };

@@ -50,7 +50,7 @@ static void begin(struct http_exchange *x)
 
 	x->user = r;
 	if (!r) {
-		x->reply.status = 503;
+		reply_problem_status(x, 503, ERR_NOMEM, "out of memory for a request; try again in a moment");
 		return;
 	}
 	if (request_check(r) != 0)

@@ -5,10 +5,21 @@
 #include <strings.h>
 
 #include "server/percent.h"
+#include "server/rate.h"
 #include "server/reply.h"
 #include "server/request.h"
 
 #define REFUSE(r, status, code, ...) (reply_problem_status((r)->x, status, code, __VA_ARGS__), -1)
+
+static int check_rate(struct request *r)
+{
+	unsigned char address[16];
+
+	http_peer_address(r->x, address);
+	if (rate_take(r->app->rate, address, request_now_ms(r)))
+		return 0;
+	return REFUSE(r, 429, ERR_BUSY, "too many requests from this address; try again in a second");
+}
 
 static int check_limits(struct request *r)
 {
@@ -209,7 +220,7 @@ static int check_body(struct request *r)
 
 int request_check(struct request *r)
 {
-	if (check_limits(r) != 0 || check_route(r) != 0 || check_token(r) != 0 || check_query(r) != 0)
+	if (check_limits(r) != 0 || check_rate(r) != 0 || check_route(r) != 0 || check_token(r) != 0 || check_query(r) != 0)
 		return -1;
 	return check_body(r);
 }

@@ -358,7 +358,26 @@ def test_connections_are_bounded():
         assert 1 <= served <= 8, f"{served} of 64 connections from one address are served at the same time, limit 16 / 2"
         for c in crowd:
             c.close()
-        equal(s.call("GET", "/livez").status, 200, "when they are gone")
+
+        def welcome():
+            try:
+                return s.call("GET", "/livez").status == 200
+            except ConnectionError:
+                return False  # the server has not yet seen that they are gone
+        wait_for(welcome, "a new connection to be served when they are gone", 30)
+
+
+def test_request_rate_is_bounded():
+    with Server("rate", "--requests-per-second", "5") as s:
+        replies = [s.call("GET", "/livez") for _ in range(40)]
+        refused = [r for r in replies if r.status != 200]
+        assert refused, "40 requests at once were all answered at 5 a second"
+        assert len(refused) < 40, "not one request was answered"
+        equal({r.status for r in refused}, {429}, "status of a request too many")
+        equal(refused[0].headers["Retry-After"], "1", "Retry-After")
+        problem = refused[0].json()
+        equal((problem["type"], problem["retryable"]), ("/problems/busy", True), "the problem")
+        wait_for(lambda: s.call("GET", "/livez").status == 200, "a request to be granted again", 30)
 
 
 def test_keep_alive_and_pipelining():
