@@ -38,7 +38,7 @@ static int check_model_dir(struct embedded *e, const char *dir, struct err *err)
 
 static int check_fleet_options(const struct args *args, struct err *err)
 {
-	static const char *const backends[] = { "cpu", "cuda", "ref" };
+	static const char *const backends[] = { "cpu", "ref" };
 	const char *backend = args_get(args, "backend", "cpu");
 	int64_t workers;
 
@@ -47,7 +47,7 @@ static int check_fleet_options(const struct args *args, struct err *err)
 	for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
 		if (strcmp(backend, backends[i]) == 0)
 			return 0;
-	return err_set(err, ERR_INVALID, "--backend '%s' is none of cpu, cuda and ref", backend);
+	return err_set(err, ERR_INVALID, "--backend '%s' is neither cpu nor ref", backend);
 }
 
 int embedded_init(struct embedded *e, const struct args *args, const char *model_dir, enum exit_status *status,

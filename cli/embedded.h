@@ -27,8 +27,8 @@ struct embedded {
 /* Options every embedded command takes, to stand in its table: use EMBEDDED_SPECS. */
 #define EMBEDDED_SPECS \
 	{ "workers", "N", "local workers; the cores are split among them (default 1)" }, \
-	{ "backend", "cpu|cuda|ref", "what computes (default cpu)" }, \
-	{ "memory", "SIZE", "memory bound of each worker" }, \
+	{ "backend", "cpu|ref", "what computes (default cpu)" }, \
+	{ "memory", "SIZE", "memory each worker reports; the plan warns when a task needs more" }, \
 	{ "work", "DIR", "keep private data here: the same command then resumes an interrupted job" }
 
 /* Checks the model folder and the texts; nothing is started. *status is set on failure. */

@@ -149,9 +149,6 @@ static int configure(struct worker *w, struct err *err)
 	w->config.cache_bytes = o->cache_bytes;
 	w->config.read_paths = o->read_paths;
 	w->config.wait_for_server = o->wait_for_server;
-	w->config.backend = o->backend ? backend_find(o->backend, err) : backend_list[0];
-	if (!w->config.backend)
-		return err_prefix(err, "--backend %s", o->backend ? o->backend : "");
 	if (set_client(w, err) != 0 || lock_work(w, err) != 0)
 		return -1;
 	w->config.name = o->name ? o->name : w->name;
@@ -213,6 +210,11 @@ int main(int argc, char **argv)
 	if (w.options.help || w.options.version) {
 		fputs(w.options.help ? worker_usage : "quarry-worker " QUARRY_VERSION "\n", stdout);
 		return 0;
+	}
+	w.config.backend = w.options.backend ? backend_find(w.options.backend, &err) : backend_list[0];
+	if (!w.config.backend) {
+		fprintf(stderr, "quarry-worker: --backend %s: %s\n", w.options.backend, err.text);
+		return EXIT_USAGE;
 	}
 	return run(&w, parent);
 }

@@ -189,7 +189,7 @@ def command_line():
         one_sentence(run_worker(*server, *work, "--memory", "99999999999TB"), 2, "--memory")
         one_sentence(run_worker(*server, *work, "--log-level", "loud"), 2, "--log-level loud", "debug")
         one_sentence(run_worker(*server, *work, "--name", "a\nb"), 2, "--name")
-        one_sentence(run_worker(*server, *work, "--backend", "abacus"), 1, "--backend abacus", "ref")
+        one_sentence(run_worker(*server, *work, "--backend", "abacus"), 2, "--backend abacus", "ref")
         one_sentence(run_worker("--server", "ftp://x", *work), 1, "--server ftp://x", "http://HOST:PORT")
         one_sentence(run_worker(*server, *work, "--token-file", os.path.join(d, "no")), 1, "--token-file", "no",
                      "No such file")
