@@ -121,6 +121,7 @@ $(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
 ## check         every test; the last line is "N passed, N failed"
 ## check-unit    the C tests (T="name ..." picks some)
 ## check-system  the tests that run the built programs (T="name ..." picks some)
+## check-server  the tests of the coordinator, for SAN=thread
 ## check-source  source rules: include directions, banned functions, routes = api.yaml
 ## demo          quantize the sample model to 2 bits and print what it cost
 ## bench         measurements, as ratios to a limit or rival of the same run
@@ -128,6 +129,11 @@ $(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
 ## clean         remove $(OUT)
 .PHONY: deps deps-tests check-run demo-run check check-unit check-system check-source check-server demo bench install clean tests
 picked = $(if $(T),$(foreach t,$(T),$(filter %/test_$(t) %/test_$(t).sh %/test_$(t).py,$(1))),$(1))
+
+# What holds the coordinator, for SAN=thread: its threads are the ones that share memory.
+of_server = $(foreach t,$(1),$(if $(filter test_server_% test_store_% test_engine_%,$(notdir $(t))),$(t)))
+server_unit_tests := $(call of_server,$(unit_tests))
+server_system_tests := $(call of_server,$(system_tests))
 
 tests: $(programs) $(unit_tests) $(test_tools)
 
@@ -148,8 +154,8 @@ check-unit: $(call picked,$(unit_tests)) $(programs)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(unit_tests))
 check-system: $(programs) $(test_tools)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(system_tests))
-check-server: $(programs) $(filter $(OUT)/tests/test_server_% $(OUT)/tests/test_store_% $(OUT)/tests/test_engine_%,$(unit_tests))
-	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(filter %.c %/test_server_% %/test_store_% %/test_engine_%,$^) $(filter %/test_server_%,$(system_tests))
+check-server: $(programs) $(server_unit_tests)
+	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(server_unit_tests) $(server_system_tests)
 check-source:
 	deploy/check-source
 

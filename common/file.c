@@ -128,11 +128,16 @@ int file_sync_parent(const char *path, struct err *err)
 	return rc;
 }
 
-int file_rename_durable(const char *from, const char *to, struct err *err)
+static int rename_checked(const char *from, const char *to, struct err *err)
 {
 	if (op_check(FILE_RENAME) != 0 || rename(from, to) != 0)
 		return err_set_errno(err, errno, "cannot rename %s to %s", from, to);
-	return file_sync_parent(to, err);
+	return 0;
+}
+
+int file_rename_durable(const char *from, const char *to, struct err *err)
+{
+	return rename_checked(from, to, err) == 0 ? file_sync_parent(to, err) : -1;
 }
 
 /* --- whole files -------------------------------------------------------------- */
@@ -178,18 +183,39 @@ static int write_temp(const char *temp, const void *bytes, size_t len, mode_t mo
 	return rc;
 }
 
+/* A name beside `path` that nobody else uses. */
+static int temp_name(char temp[PATH_MAX], const char *path, struct err *err)
+{
+	static atomic_uint serial;
+	int n = snprintf(temp, PATH_MAX, "%s.%ld.%u.tmp", path, (long)getpid(), atomic_fetch_add(&serial, 1));
+
+	if (n < 0 || n >= PATH_MAX)
+		return err_set(err, ERR_INVALID, "path too long: %s", path);
+	return 0;
+}
+
 int file_write_atomic_mode(const char *path, const void *bytes, size_t len, mode_t mode,
 			   struct err *err)
 {
-	static atomic_uint serial;
 	char temp[PATH_MAX];
-	int n = snprintf(temp, sizeof(temp), "%s.%ld.%u.tmp", path, (long)getpid(),
-			 atomic_fetch_add(&serial, 1));
 
-	if (n < 0 || (size_t)n >= sizeof(temp))
-		return err_set(err, ERR_INVALID, "path too long: %s", path);
+	if (temp_name(temp, path, err) != 0)
+		return -1;
 	if (write_temp(temp, bytes, len, mode, err) != 0 ||
 	    file_rename_durable(temp, path, err) != 0) {
+		unlink(temp);
+		return -1;
+	}
+	return 0;
+}
+
+int file_write_signal(const char *path, const void *bytes, size_t len, struct err *err)
+{
+	char temp[PATH_MAX];
+
+	if (temp_name(temp, path, err) != 0)
+		return -1;
+	if (write_temp(temp, bytes, len, 0644, err) != 0 || rename_checked(temp, path, err) != 0) {
 		unlink(temp);
 		return -1;
 	}

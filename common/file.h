@@ -24,6 +24,10 @@ int file_write_atomic(const char *path, const void *bytes, size_t len, struct er
 int file_write_atomic_mode(const char *path, const void *bytes, size_t len, mode_t mode,
 			   struct err *err);
 
+/* Replaces `path` in one step but not durably: for files that only tell another process something. Once the
+ * name is there nothing can fail any more. */
+int file_write_signal(const char *path, const void *bytes, size_t len, struct err *err);
+
 /* open(2) with O_CLOEXEC; -1 with err set. `mode` is used with O_CREAT. */
 int file_open(const char *path, int flags, mode_t mode, struct err *err);
 /* All `len` bytes or -1; short reads before end of file are continued, EOF early is ERR_CORRUPT. */

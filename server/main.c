@@ -127,7 +127,7 @@ static int announce(const struct server *s, struct err *err)
 	if (!s->options.ready_file)
 		return 0;
 	snprintf(line, sizeof(line), "%s\n", url);
-	return file_write_atomic(s->options.ready_file, line, strlen(line), err);
+	return file_write_signal(s->options.ready_file, line, strlen(line), err);
 }
 
 static int start(struct server *s, struct err *err)

@@ -285,6 +285,30 @@ static void test_write_and_read(void **state)
 	assert_int_equal(dir_remove("w", &err), 0);
 }
 
+/* A signal file that is there was written without an error, whichever operation fails. */
+static void test_signal_failures(void **state)
+{
+	struct err err = ERR_INIT;
+	int failures = 0;
+
+	(void)state;
+	dir_make("signal", NULL);
+	for (int op = FILE_OPEN; op <= FILE_RENAME; op++) {
+		for (uint64_t nth = 1; nth <= 3; nth++) {
+			int rc;
+
+			file_fail_after((enum file_op)op, nth);
+			rc = file_write_signal("signal/ready", "here", 4, &err);
+			file_fail_after((enum file_op)op, 0);
+			failures += rc != 0;
+			assert_int_equal(file_exists("signal/ready"), rc == 0);
+			assert_int_equal(unlink("signal/ready"), rc);
+			assert_true(dir_is_empty("signal"));
+		}
+	}
+	assert_int_equal(failures, 4); /* open, write, fsync of the file, rename */
+}
+
 /* Whatever fails, the old or the new content is there whole, and no temporary file. */
 static void test_atomic_failures(void **state)
 {
@@ -604,6 +628,7 @@ int main(void)
 		cmocka_unit_test(test_buf_limit),
 		cmocka_unit_test(test_write_and_read),
 		cmocka_unit_test(test_atomic_failures),
+		cmocka_unit_test(test_signal_failures),
 		cmocka_unit_test(test_atomic_refusals),
 		cmocka_unit_test(test_read_failures),
 		cmocka_unit_test(test_dir_failures),
