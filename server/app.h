@@ -19,7 +19,7 @@ struct app {
 	struct blobs *blobs;
 	struct park *park;
 	struct offload *offload;
-	struct http *http;
+	struct http *http;              /* the main thread's: event threads run before it is set */
 	struct rate *rate;
 	atomic_bool stopping;           /* set once: nothing may suspend any more */
 	atomic_uint posting;            /* event threads inside request_post() and the like */

@@ -40,6 +40,7 @@ struct http {
 	struct conns *conns;
 	int64_t header_ms, body_ms, idle_ms;
 	unsigned port;
+	int quiet_fd;           /* the listening socket after http_quiesce(), -1 before */
 	atomic_uint suspended;
 };
 
@@ -393,6 +394,7 @@ struct http *http_start(const struct http_config *config, const struct http_app 
 		goto fail;
 	}
 	h->app = *app;
+	h->quiet_fd = -1;
 	h->header_ms = config->header_ms;
 	h->body_ms = config->body_ms;
 	h->idle_ms = (int64_t)config->idle_s * 1000;
@@ -422,9 +424,9 @@ unsigned http_suspended(struct http *h)
 	return atomic_load(&h->suspended);
 }
 
-unsigned http_connections(struct http *h)
+unsigned http_connections(const struct http_exchange *x)
 {
-	return conns_count(h->conns);
+	return conns_count(x->http->conns);
 }
 
 void http_tick(struct http *h)
@@ -434,10 +436,9 @@ void http_tick(struct http *h)
 
 void http_quiesce(struct http *h)
 {
-	int fd = MHD_quiesce_daemon(h->daemon);
-
-	if (fd >= 0)
-		close(fd);
+	h->quiet_fd = MHD_quiesce_daemon(h->daemon);
+	if (h->quiet_fd >= 0)
+		shutdown(h->quiet_fd, SHUT_RD); /* turns newcomers away; event threads may still hold it */
 }
 
 void http_stop(struct http *h)
@@ -445,6 +446,8 @@ void http_stop(struct http *h)
 	if (!h)
 		return;
 	MHD_stop_daemon(h->daemon);
+	if (h->quiet_fd >= 0)
+		close(h->quiet_fd);
 	conns_free(h->conns);
 	mem_free(h);
 }

@@ -101,8 +101,9 @@ void http_quiesce(struct http *h);      /* no new connections */
 /* Cuts connections past their deadline; call a few times a second. */
 void http_tick(struct http *h);
 void http_stop(struct http *h);
-unsigned http_connections(struct http *h);
 unsigned http_suspended(struct http *h);
+/* Connections open now, this one included. */
+unsigned http_connections(const struct http_exchange *x);
 /* The client's address as 16 bytes, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2). */
 void http_peer_address(const struct http_exchange *x, unsigned char address[16]);
 void *http_context(const struct http_exchange *x); /* app.ctx */

@@ -87,7 +87,7 @@ void route_readyz(struct request *r)
 	reply_object(r, o, !o || json_set_bool(o, "ready", true));
 }
 
-static void http_metrics(struct app *a, struct buf *out)
+static void http_metrics(const struct http_exchange *x, struct app *a, struct buf *out)
 {
 	buf_puts(out, "# HELP quarry_http_replies_total Replies by hundreds of their status.\n"
 		      "# TYPE quarry_http_replies_total counter\n");
@@ -100,7 +100,7 @@ static void http_metrics(struct app *a, struct buf *out)
 			"# HELP quarry_http_parked Requests that wait for a change.\n"
 			"# TYPE quarry_http_parked gauge\n"
 			"quarry_http_parked %u\n",
-		   http_connections(a->http), park_count(a->park));
+		   http_connections(x), park_count(a->park));
 }
 
 void route_metrics(struct request *r)
@@ -109,7 +109,7 @@ void route_metrics(struct request *r)
 	size_t len;
 
 	buf_init(&out, METRICS_MAX);
-	http_metrics(r->app, &out);
+	http_metrics(r->x, r->app, &out);
 	if (engine_metrics(r->app->engine, &out, &r->err) != 0 || buf_failed(&out)) {
 		if (r->err.code == ERR_NONE)
 			err_set_nomem(&r->err, "the metrics");
