@@ -399,7 +399,8 @@ def test_metrics():
         assert 'quarry_http_replies_total{class="2xx"}' in text
         before = s.metric('quarry_http_replies_total{class="4xx"}')
         s.problem(404, "GET", "/nope")
-        equal(s.metric('quarry_http_replies_total{class="4xx"}'), before + 1)
+        wait_for(lambda: s.metric('quarry_http_replies_total{class="4xx"}') == before + 1,  # counted once it was sent
+                 "the reply to be counted", 30)
 
 
 def test_hostile_names_stay_data():
