@@ -60,6 +60,23 @@ struct rope_table { const float *cos, *sin; };
  * non-zero return stops the forward pass, which then returns -1 without touching err. */
 typedef int (*block_tap)(void *ctx, int site, const float *x, size_t rows, size_t cols);
 
+/* Gradients of a block's parameters, each of the shape of the weight it belongs to; NULL: not wanted. */
+struct block_grads {
+	float *attn_norm, *mlp_norm;
+	float *q, *k, *v, *o, *gate, *up, *down;
+	float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
+	float *q_norm, *k_norm;
+};
+
+/* What a training step wants of the block's output: reads y (rows, cols) of one sequence of the call,
+ * writes dy = dLoss/dy (rows, cols) fully. Called once per sequence, in order, from the calling thread. A
+ * non-zero return stops the pass, which then returns -1 without touching err. */
+typedef int (*block_loss)(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols,
+			  float *dy);
+
+/* Adam's settings for one step (Kingma and Ba; AdamW without weight decay): step counts from 1. */
+struct adam { float rate, beta1, beta2, epsilon; int64_t step; };
+
 /* Running log-sum-exp per token over vocabulary tiles; arrays of `rows` elements. */
 struct head_state {
 	double *max, *sum;      /* running maximum and sum of exp(logit - max); start: -INFINITY, 0 */
@@ -102,11 +119,54 @@ struct backend_ops {
 	int (*head_tile)(struct backend *be, const float *x, size_t rows, size_t hidden,
 			 const float *w, size_t tile_rows, int32_t first_id, const int32_t *targets,
 			 struct head_state *state, struct err *err);
+	/* After every tile went through head_tile for both x and x_ref: one tile again, for
+	 * KL(reference || model) of the next-token distributions. kl (rows), NULL: not wanted: += sum over the tile
+	 * of p_ref (log p_ref - log p). dx (rows, hidden), NULL: not wanted: += (p - p_ref) w_tile, the gradient of
+	 * the sum of kl. x and x_ref (rows, hidden) are final-normalized. Tiles in ascending order.
+	 * cpu vs ref: kl 1e-4 absolute once complete; dx 1e-4 * max|ref|. */
+	int (*head_kl_tile)(struct backend *be, const float *x, const float *x_ref, size_t rows,
+			    size_t hidden, const float *w, size_t tile_rows,
+			    const struct head_state *state, const struct head_state *ref_state,
+			    double *kl, float *dx, struct err *err);
 	/* h (cols, cols) double, full symmetric matrix: h += x^T x, x (rows, cols). float32-accurate
 	 * products over at most 1024 rows at a time, summed in double.
 	 * cpu vs ref: |d_ij| <= 1e-5 * sqrt(ref_ii ref_jj). */
 	int (*gram_add)(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
 			struct err *err);
+
+	/* --- training ------------------------------------------------------------------------- */
+
+	/* dx (rows, cols) = dLoss/dx of y = RMSNorm(x) * weight, from dy (rows, cols); dx may be dy.
+	 * cpu vs ref: |d| <= 1e-4 * max|ref|. */
+	int (*rms_norm_backward)(struct backend *be, const float *x, const float *weight, float eps,
+				 size_t rows, size_t cols, const float *dy, float *dx, struct err *err);
+	/* Forward and backward of one block. x (n_seq * seq_len, hidden) as in block_forward; the activations are
+	 * recomputed from it, one sequence at a time: forward, loss(), backward. Writes dx (same shape as x;
+	 * may be NULL, may not be x) and every gradient that `grads` asks for, summed over the call's
+	 * sequences in their order. Memory: the activations of one sequence.
+	 * cpu vs ref: |d| <= 2e-4 * max|ref| of each tensor. ref is held to central differences. */
+	int (*block_backward)(struct backend *be, const struct block_shape *shape,
+			      const struct block_weights *w, const struct rope_table *rope,
+			      const float *x, size_t n_seq, size_t seq_len, block_loss loss,
+			      void *loss_ctx, float *dx, const struct block_grads *grads,
+			      struct err *err);
+	/* w (N,K) = s (q - z), q = clamp(round-half-even(latent), 0, 2^b-1); latents (N,K) in code units.
+	 * float32 as common/packed.h computes it: subtract, then multiply. Exact to ref. */
+	int (*grid_values)(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
+			   size_t cols, const float *scales, const float *zeros, float *w,
+			   struct err *err);
+	/* From dw (N,K) = dLoss/dw of grid_values: dscales (N,G) = sum over the group of dw (q - z); dzeros (N,G) =
+	 * -s sum dw; dlatents (N,K) = s dw where -0.5 < latent < 2^b - 0.5, else 0 (straight through the
+	 * rounding; Bengio et al. 2013). NULL: not wanted; dlatents may be dw.
+	 * cpu vs ref: |d| <= 1e-5 * (sum of the absolute terms). */
+	int (*grid_gradients)(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
+			      size_t cols, const float *scales, const float *zeros, const float *dw,
+			      float *dscales, float *dzeros, float *dlatents, struct err *err);
+	/* One step of n parameters: m = beta1 m + (1-beta1) g, v = beta2 v + (1-beta2) g^2,
+	 * p -= rate * (m / (1-beta1^step)) / (sqrt(v / (1-beta2^step)) + epsilon). ERR_NUMERIC when a p is no
+	 * longer finite. cpu vs ref: |dp| <= 1e-5 * rate + 1e-6 * |p|. */
+	int (*adam_step)(struct backend *be, const struct adam *adam, size_t n, float *p,
+			 const float *g, float *m, float *v, struct err *err);
 
 	/* --- quantization --------------------------------------------------------------------- */
 
@@ -137,6 +197,16 @@ struct backend_ops {
 			  size_t cols, const int32_t *perm, const float *u, const double *pivots,
 			  const float *scales, const float *zeros, uint8_t *codes, double *row_loss,
 			  struct err *err);
+	/* One round of refinement (docs/algorithm.md): per row, one sweep of coordinate descent over the codes in the
+	 * order of perm, each chosen given all others, alone or together with one other code; then the
+	 * least-squares (s, z) of group after group for the codes it has; both in the metric H + damp I. z stays an integer
+	 * of the grid, or fixed, where `grid` says so; s stays > 0 and finite. A row keeps its old state where the
+	 * new one loses more, so no row's loss ever rises. codes, scales, zeros in place; row_loss (N):
+	 * e (H + damp I) e^T of each row as left. Not finite: ERR_NUMERIC, some rows may be refined already.
+	 * cpu vs ref: sum of row_loss <= 1.002 * ref. */
+	int (*refine)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
+		      size_t cols, const double *h, double damp, const int32_t *perm, uint8_t *codes,
+		      float *scales, float *zeros, double *row_loss, struct err *err);
 	/* *loss = trace(E H E^T), E = W - s (q - z), and *energy = trace(W H W^T) (may be NULL); h without
 	 * damping plus `damp` on the diagonal. cpu vs ref: 1e-4 relative. */
 	int (*proxy_loss)(struct backend *be, const struct grid *grid, const float *w, size_t rows,

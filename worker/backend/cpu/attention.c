@@ -25,15 +25,19 @@ size_t cpu_attention_scratch(size_t seq_len)
 }
 
 /* scores (rows, keys): row r becomes exp(score - max) over the keys up to its own position, zero
- * behind; inverse[r] = 1 / its sum. */
+ * behind; inverse[r] = 1 / its sum. stats, of row stride `stride`, may be NULL. */
 static void softmax_rows(const struct forward_kernels *kernels, float *scores, size_t rows, size_t keys,
-			 float *inverse)
+			 float *inverse, float *stats, size_t stride)
 {
 	for (size_t r = 0; r < rows; r++) {
 		const size_t seen = keys - rows + r + 1;
 		float *row = scores + r * keys;
 
+		if (stats)
+			stats[r * stride] = kernels->max(row, seen);
 		inverse[r] = 1.0f / kernels->softmax(row, seen);
+		if (stats)
+			stats[r * stride + 1] = inverse[r];
 		memset(row + seen, 0, (keys - seen) * sizeof(*row));
 	}
 }
@@ -56,7 +60,8 @@ static void attention_item(void *ctx, size_t item, int worker)
 	cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)keys, (int)dim,
 		    1.0f / sqrtf((float)dim), a->q + (top + first) * q_cols + head * dim, (int)q_cols,
 		    a->k + top * kv_cols + kv * dim, (int)kv_cols, 0.0f, scores, (int)keys);
-	softmax_rows(kernels, scores, rows, keys, inverse);
+	softmax_rows(kernels, scores, rows, keys, inverse,
+		     a->stats ? a->stats + ((top + first) * a->heads + head) * 2 : NULL, 2 * a->heads);
 	cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)dim, (int)keys, 1.0f,
 		    scores, (int)keys, a->v + top * kv_cols + kv * dim, (int)kv_cols, 0.0f, o, (int)q_cols);
 	for (size_t r = 0; r < rows; r++)

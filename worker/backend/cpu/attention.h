@@ -8,6 +8,8 @@ struct attention {
 	size_t heads, kv_heads, head_dim, n_seq, seq_len;
 	const float *q, *k, *v; /* (n_seq*seq_len, heads*head_dim | kv_heads*head_dim), turned */
 	float *o;               /* (n_seq*seq_len, heads*head_dim) */
+	float *stats;           /* (n_seq*seq_len, heads, 2) or NULL: the probability of a key is
+				 * exp(score - stats[0]) * stats[1] */
 	float *scratch;         /* pool workers * cpu_attention_scratch() floats */
 };
 

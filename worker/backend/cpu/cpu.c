@@ -8,9 +8,12 @@
 
 #include "common/alloc.h"
 #include "worker/backend/cpu/kernels.h"
+#include "worker/backend/cpu/kernels_train.h"
 
 CPU_LEVEL_DECLARE(struct forward_kernels, forward_kernels);
 static const struct forward_kernels *const kernel_tables[] = CPU_LEVEL_TABLE(forward_kernels);
+CPU_LEVEL_DECLARE(struct train_kernels, train_kernels);
+static const struct train_kernels *const train_tables[] = CPU_LEVEL_TABLE(train_kernels);
 
 static void cpu_close(struct backend *be)
 {
@@ -19,7 +22,29 @@ static void cpu_close(struct backend *be)
 	if (!cpu)
 		return;
 	pool_free(cpu->pool);
+	mem_free(cpu->scratch);
 	mem_free(cpu);
+}
+
+float *cpu_scratch_take(struct cpu_backend *cpu, size_t floats, const char *what, struct err *err)
+{
+	if (cpu->scratch && cpu->scratch_floats >= floats)
+		return cpu->scratch;
+	mem_free(cpu->scratch);
+	cpu->scratch = mem_alloc_aligned(floats, sizeof(*cpu->scratch));
+	cpu->scratch_floats = cpu->scratch ? floats : 0;
+	if (!cpu->scratch)
+		err_set_nomem(err, what);
+	return cpu->scratch;
+}
+
+void cpu_scratch_give(struct cpu_backend *cpu)
+{
+	if (cpu->scratch_floats <= CPU_KEEP_BYTES / sizeof(*cpu->scratch))
+		return;
+	mem_free(cpu->scratch);
+	cpu->scratch = NULL;
+	cpu->scratch_floats = 0;
 }
 
 /* OpenBLAS calls itself "OpenBLAS 0.3.21 ... Haswell ..."; its kernels differ in their last bits. */
@@ -45,6 +70,7 @@ static struct backend *cpu_open(const struct backend_options *options, struct er
 	if (cpu_level_choose(getenv("QUARRY_CPU_LEVEL"), &cpu->level, err) != 0)
 		goto fail;
 	cpu->forward = kernel_tables[cpu->level];
+	cpu->train = train_tables[cpu->level];
 	cpu->pool = pool_new(options->threads, err);
 	if (!cpu->pool)
 		goto fail;
@@ -69,10 +95,17 @@ const struct backend_ops cpu_ops = {
 	.rms_norm = cpu_rms_norm,
 	.block_forward = cpu_block_forward,
 	.head_tile = cpu_head_tile,
+	.head_kl_tile = cpu_head_kl_tile,
 	.gram_add = cpu_gram_add,
+	.rms_norm_backward = cpu_rms_norm_backward,
+	.block_backward = cpu_block_backward,
+	.grid_values = cpu_grid_values,
+	.grid_gradients = cpu_grid_gradients,
+	.adam_step = cpu_adam_step,
 	.factor = cpu_factor,
 	.fit_groups = cpu_fit_groups,
 	.round_nearest = cpu_round_nearest,
 	.round_ldlq = cpu_round_ldlq,
+	.refine = cpu_refine,
 	.proxy_loss = cpu_proxy_loss,
 };
