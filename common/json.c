@@ -239,6 +239,16 @@ struct json *json_new_number(double number)
 	return wrap(cJSON_CreateNumber(number));
 }
 
+struct json *json_new_bool(bool truth)
+{
+	return wrap(cJSON_CreateBool(truth));
+}
+
+struct json *json_new_null(void)
+{
+	return wrap(cJSON_CreateNull());
+}
+
 struct json *json_copy(const struct json *value)
 {
 	return wrap(cJSON_Duplicate(node(value), 1));

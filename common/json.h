@@ -63,6 +63,8 @@ struct json *json_new_object(void); /* NULL when out of memory; likewise below *
 struct json *json_new_array(void);
 struct json *json_new_string(const char *text);
 struct json *json_new_number(double number);
+struct json *json_new_bool(bool truth);
+struct json *json_new_null(void);
 struct json *json_copy(const struct json *value);
 
 /* Take ownership of `value` (NULL value = failure, returns -1). A key is set once. */

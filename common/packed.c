@@ -1,8 +1,9 @@
-/* packed.c - the bit stream of codes. A 64-bit accumulator holds the bits that do not fill a word
- * yet: at most 31 of them, so that a code of at most 8 bits always fits. */
+/* packed.c - the bit stream of codes, eight at a time: eight codes of b bits are b whole bytes. Little-endian
+ * hosts only, as everything that stores words. */
 #include "common/packed.h"
 
 #include <stdint.h>
+#include <string.h>
 
 size_t packed_row_words(size_t cols, int bits)
 {
@@ -11,39 +12,100 @@ size_t packed_row_words(size_t cols, int bits)
 	return whole + (cols % 32 * (size_t)bits + 31) / 32;
 }
 
+/* Eight bytes of `bits` bits each, the first the lowest, to 8 * bits bits and back: neighbours join, then
+ * pairs of them, then halves. */
+static inline uint64_t squeeze(uint64_t x, const int bits)
+{
+	const int gap = 8 - bits;
+
+	x = (x & 0x00FF00FF00FF00FF) | (x & 0xFF00FF00FF00FF00) >> gap;
+	x = (x & 0x0000FFFF0000FFFF) | (x & 0xFFFF0000FFFF0000) >> 2 * gap;
+	return (x & 0x00000000FFFFFFFF) | (x & 0xFFFFFFFF00000000) >> 4 * gap;
+}
+
+static inline uint64_t spread(uint64_t x, const int bits)
+{
+	const int gap = 8 - bits;
+	const uint64_t four = ((uint64_t)1 << 4 * bits) - 1, two = ((uint64_t)1 << 2 * bits) - 1,
+		       one = ((uint64_t)1 << bits) - 1;
+
+	x = (x & four) | (x & four << 4 * bits) << 4 * gap;
+	x = (x & (two | two << 32)) | (x & (two | two << 32) << 2 * bits) << 2 * gap;
+	return (x & one * 0x0001000100010001) | (x & one * 0x0001000100010001 << bits) << gap;
+}
+
+static inline __attribute__((always_inline)) void pack_bits(const uint8_t *codes, size_t cols, const int bits,
+							    uint32_t *words)
+{
+	const uint64_t mask = (((uint64_t)1 << bits) - 1) * 0x0101010101010101;
+	uint8_t *out = (uint8_t *)words, *const end = out + 4 * packed_row_words(cols, bits);
+	uint64_t x = 0;
+	size_t j = 0;
+
+	for (; cols - j >= 8 && end - out >= 8; j += 8, out += bits) {
+		memcpy(&x, codes + j, 8);
+		x = squeeze(x & mask, bits);
+		memcpy(out, &x, 8); /* what is too much comes from the next eight codes, or is cleared below */
+	}
+	memset(out, 0, (size_t)(end - out));
+	for (; j < cols; j += 8, out += bits) {
+		size_t left = cols - j < 8 ? cols - j : 8;
+
+		x = 0;
+		memcpy(&x, codes + j, left);
+		x = squeeze(x & mask, bits);
+		memcpy(out, &x, (left * (size_t)bits + 7) / 8);
+	}
+}
+
+static inline __attribute__((always_inline)) void unpack_bits(const uint32_t *words, size_t cols, const int bits,
+							      uint8_t *codes)
+{
+	const uint8_t *in = (const uint8_t *)words, *const end = in + 4 * packed_row_words(cols, bits);
+	uint64_t x = 0;
+	size_t j = 0;
+
+	for (; cols - j >= 8 && end - in >= 8; j += 8, in += bits) {
+		memcpy(&x, in, 8);
+		x = spread(x, bits);
+		memcpy(codes + j, &x, 8);
+	}
+	for (; j < cols; j += 8, in += bits) {
+		size_t left = cols - j < 8 ? cols - j : 8;
+
+		x = 0;
+		memcpy(&x, in, (left * (size_t)bits + 7) / 8);
+		x = spread(x, bits);
+		memcpy(codes + j, &x, left);
+	}
+}
+
+/* One copy of the loop for each width: shifts and masks are constants in it. */
 void packed_pack_row(const uint8_t *codes, size_t cols, int bits, uint32_t *words)
 {
-	uint32_t mask = (1u << bits) - 1;
-	uint64_t held = 0;
-	int count = 0;
-
-	for (size_t j = 0; j < cols; j++) {
-		held |= (uint64_t)(codes[j] & mask) << count;
-		count += bits;
-		if (count >= 32) {
-			*words++ = (uint32_t)held;
-			held >>= 32;
-			count -= 32;
-		}
+	switch (bits) {
+	case 1: pack_bits(codes, cols, 1, words); break;
+	case 2: pack_bits(codes, cols, 2, words); break;
+	case 3: pack_bits(codes, cols, 3, words); break;
+	case 4: pack_bits(codes, cols, 4, words); break;
+	case 5: pack_bits(codes, cols, 5, words); break;
+	case 6: pack_bits(codes, cols, 6, words); break;
+	case 7: pack_bits(codes, cols, 7, words); break;
+	case 8: pack_bits(codes, cols, 8, words); break;
 	}
-	if (count > 0)
-		*words = (uint32_t)held;
 }
 
 void packed_unpack_row(const uint32_t *words, size_t cols, int bits, uint8_t *codes)
 {
-	uint32_t mask = (1u << bits) - 1;
-	uint64_t held = 0;
-	int count = 0;
-
-	for (size_t j = 0; j < cols; j++) {
-		if (count < bits) {
-			held |= (uint64_t)*words++ << count;
-			count += 32;
-		}
-		codes[j] = (uint8_t)(held & mask);
-		held >>= bits;
-		count -= bits;
+	switch (bits) {
+	case 1: unpack_bits(words, cols, 1, codes); break;
+	case 2: unpack_bits(words, cols, 2, codes); break;
+	case 3: unpack_bits(words, cols, 3, codes); break;
+	case 4: unpack_bits(words, cols, 4, codes); break;
+	case 5: unpack_bits(words, cols, 5, codes); break;
+	case 6: unpack_bits(words, cols, 6, codes); break;
+	case 7: unpack_bits(words, cols, 7, codes); break;
+	case 8: unpack_bits(words, cols, 8, codes); break;
 	}
 }
 

@@ -1,8 +1,7 @@
 /* recipe.c - the table of options, and a recipe to and from JSON.
  *
  * `fields` is the one list: its order is the canonical order of the JSON, after "kind" and the
- * settings that modules share (recipe_fields.c). Options of later versions stand in it with the one
- * value that this version can do, so that asking for more is refused by name.
+ * settings that modules share (recipe_fields.c).
  */
 #include "common/recipe.h"
 
@@ -16,6 +15,8 @@
 #define INTEGER_MAX ((int64_t)1 << 53)
 
 static const char *const kind_words[] = { "quantize", "evaluate", NULL };
+static const char *const effort_words[] = { "fast", "balanced", "best", NULL };
+static const char *const distill_words[] = { "none", "block", "end-to-end", "full", NULL };
 static const char *const propagate_words[] = { "original", "quantized", NULL };
 static const char *const known_formats[] = {
 	"dense", "packed", "compressed-tensors", "gptq", "awq", "mlx", "gguf", NULL,
@@ -25,10 +26,10 @@ enum { FORMATS_WRITTEN = 2 }; /* of known_formats */
 enum field_type {
 	FIELD_WORD,      /* an enum, by `words` */
 	FIELD_INT64, FIELD_UINT64,
+	FIELD_BOOL,
 	FIELD_TEXT,
+	FIELD_OPTIONAL,  /* a text or null */
 	FIELD_EVALS, FIELD_FORMATS, FIELD_OVERRIDES,
-	FIELD_ONLY_ZERO, /* 0 is the only value this version can do */
-	FIELD_ONLY_NONE, /* "none" likewise */
 };
 
 static const struct field {
@@ -38,8 +39,13 @@ static const struct field {
 	int64_t min, max;
 	const char *const *words;
 } fields[] = {
-	{ "refine", FIELD_ONLY_ZERO, 0, 0, 0, NULL },
-	{ "distill", FIELD_ONLY_NONE, 0, 0, 0, NULL },
+	{ "effort", FIELD_WORD, offsetof(struct recipe, effort), 0, 0, effort_words },
+	{ "refine", FIELD_INT64, offsetof(struct recipe, refine), 0, 32, NULL },
+	{ "distill", FIELD_WORD, offsetof(struct recipe, distill), 0, 0, distill_words },
+	{ "distill_samples", FIELD_INT64, offsetof(struct recipe, distill_samples), 0, 1000000, NULL },
+	{ "block_epochs", FIELD_INT64, offsetof(struct recipe, block_epochs), 1, 64, NULL },
+	{ "epochs", FIELD_INT64, offsetof(struct recipe, epochs), 1, 64, NULL },
+	{ "train_codes", FIELD_BOOL, offsetof(struct recipe, train_codes), 0, 0, NULL },
 	{ "propagate", FIELD_WORD, offsetof(struct recipe, propagate), 0, 0, propagate_words },
 	{ "samples", FIELD_INT64, offsetof(struct recipe, samples), 1, 1000000, NULL },
 	{ "seq_len", FIELD_INT64, offsetof(struct recipe, seq_len), 0, 1 << 20, NULL },
@@ -48,11 +54,22 @@ static const struct field {
 	{ "calibration", FIELD_TEXT, offsetof(struct recipe, calibration), 0, 0, NULL },
 	{ "eval", FIELD_EVALS, 0, 0, 0, NULL },
 	{ "eval_windows", FIELD_INT64, offsetof(struct recipe, eval_windows), 0, INTEGER_MAX, NULL },
+	{ "reference", FIELD_OPTIONAL, offsetof(struct recipe, reference), 0, 0, NULL },
 	{ "format", FIELD_FORMATS, 0, 0, 0, NULL },
 	{ "override", FIELD_OVERRIDES, 0, 0, 0, NULL },
 };
 
 enum { FIELD_COUNT = sizeof(fields) / sizeof(fields[0]), BUILTIN_WINDOWS = 16 };
+
+const char *effort_name(enum effort e)
+{
+	return effort_words[e];
+}
+
+const char *distill_name(enum distill d)
+{
+	return distill_words[d];
+}
 
 const char *propagate_name(enum propagate p)
 {
@@ -74,6 +91,7 @@ void recipe_init(struct recipe *r)
 		.zero_point = ZERO_FLOAT, .rounding = ROUND_LDLQ, .propagate = PROPAGATE_ORIGINAL,
 		.samples = 128, .max_shard_size = 5000000000u, .eval_windows = BUILTIN_WINDOWS,
 	};
+	recipe_apply_effort(r, EFFORT_BALANCED);
 	r->calibration = mem_strdup("builtin");
 	r->evals[0] = mem_strdup("builtin");
 	r->eval_count = r->evals[0] != NULL;
@@ -105,6 +123,7 @@ void recipe_deinit(struct recipe *r)
 		mem_free(r->overrides[i].regex);
 	mem_free(r->overrides);
 	mem_free(r->calibration);
+	mem_free(r->reference);
 	*r = (struct recipe){ 0 };
 }
 
@@ -194,26 +213,6 @@ static int read_formats(struct findings *f, const struct json *value, struct rec
 	return 0;
 }
 
-static int read_only_zero(struct findings *f, const char *key, const struct json *value)
-{
-	int64_t number;
-
-	if (json_int(value, &number) && number == 0)
-		return 0;
-	return findings_add(f, ERR_UNSUPPORTED, "\"%s\" accepts only 0 in this version", key);
-}
-
-static int read_only_none(struct findings *f, const char *key, const struct json *value)
-{
-	char shown[UTF8_SHOWN_MAX];
-
-	if (says_none(value))
-		return 0;
-	return findings_add(f, ERR_UNSUPPORTED, "\"%s\" accepts only \"none\" in this version, not \"%s\"",
-			    key,
-			    utf8_show(shown, json_string(value, "?")));
-}
-
 static int read_number(struct findings *f, const struct field *field, const struct json *value,
 		       struct recipe *r)
 {
@@ -225,6 +224,27 @@ static int read_number(struct findings *f, const struct field *field, const stru
 		*(int64_t *)member(r, field) = number;
 	else
 		*(uint64_t *)member(r, field) = (uint64_t)number;
+	return 0;
+}
+
+static int read_bool(struct findings *f, const struct field *field, const struct json *value,
+		     struct recipe *r)
+{
+	if (json_type(value) != JSON_BOOL)
+		return findings_add(f, ERR_INVALID, "\"%s\" must be true or false", field->name);
+	*(bool *)member(r, field) = json_bool(value, false);
+	return 0;
+}
+
+static int read_optional(struct findings *f, const struct field *field, const struct json *value,
+			 struct recipe *r)
+{
+	char **text = member(r, field);
+
+	if (json_type(value) != JSON_NULL)
+		return read_text(f, field->name, value, text);
+	mem_free(*text);
+	*text = NULL;
 	return 0;
 }
 
@@ -248,18 +268,18 @@ static int read_field(struct findings *f, const struct field *field, const struc
 	case FIELD_INT64:
 	case FIELD_UINT64:
 		return read_number(f, field, value, r);
+	case FIELD_BOOL:
+		return read_bool(f, field, value, r);
 	case FIELD_TEXT:
 		return read_text(f, field->name, value, (char **)member(r, field));
+	case FIELD_OPTIONAL:
+		return read_optional(f, field, value, r);
 	case FIELD_EVALS:
 		return read_evals(f, value, r);
 	case FIELD_FORMATS:
 		return read_formats(f, value, r);
 	case FIELD_OVERRIDES:
 		return recipe_overrides_read(f, value, r);
-	case FIELD_ONLY_ZERO:
-		return read_only_zero(f, field->name, value);
-	case FIELD_ONLY_NONE:
-		return read_only_none(f, field->name, value);
 	}
 	return -1;
 }
@@ -292,6 +312,16 @@ static int read_member(struct findings *f, const struct json *value, struct reci
 	return findings_add(f, ERR_INVALID, "\"%s\" is no field of a recipe", utf8_show(shown, key));
 }
 
+/* The bundle comes before the fields that may change it; a word that is none is reported with them. */
+static void read_effort(const struct json *object, struct recipe *r)
+{
+	const char *word = json_get_string(object, "effort", "");
+
+	for (int e = 0; e < EFFORTS; e++)
+		if (strcmp(effort_words[e], word) == 0)
+			recipe_apply_effort(r, (enum effort)e);
+}
+
 /* What depends on several fields. */
 static void finish(struct findings *f, struct recipe *r, const struct json *object,
 		   const struct recipe_override *settings)
@@ -312,6 +342,9 @@ static void finish(struct findings *f, struct recipe *r, const struct json *obje
 		r->rounding = (enum rounding)all.rounding;
 	if (r->seq_len == 1)
 		findings_add(f, ERR_INVALID, "\"seq_len\" must be at least 2, or 0 for the default");
+	if (r->reference && r->kind != RECIPE_EVALUATE)
+		findings_add(f, ERR_INVALID, "\"reference\" is for kind \"evaluate\"; a quantize job compares with the model "
+			     "it quantizes");
 	if (!json_get(object, "eval_windows") && json_get(object, "eval") &&
 	    !(r->eval_count == 1 && strcmp(r->evals[0], "builtin") == 0))
 		r->eval_windows = 0;
@@ -328,6 +361,8 @@ int recipe_from_json(struct recipe *r, const struct json *object, struct problem
 		recipe_nomem(&f);
 	else if (json_type(object) != JSON_OBJECT)
 		findings_add(&f, ERR_INVALID, "a recipe must be a JSON object");
+	else
+		read_effort(object, r);
 	for (const struct json *m = json_first(object); m && !f.failed; m = json_next(m))
 		read_member(&f, m, r, &settings);
 	if (!f.failed)
@@ -353,6 +388,11 @@ static struct json *write_texts(char *const *texts, size_t count)
 	return array;
 }
 
+static struct json *write_optional(const char *text)
+{
+	return text ? json_new_string(text) : json_new_null();
+}
+
 static struct json *write_field(const struct field *field, const struct recipe *r)
 {
 	switch (field->type) {
@@ -362,18 +402,18 @@ static struct json *write_field(const struct field *field, const struct recipe *
 		return json_new_number((double)*(const int64_t *)member(r, field));
 	case FIELD_UINT64:
 		return json_new_number((double)*(const uint64_t *)member(r, field));
+	case FIELD_BOOL:
+		return json_new_bool(*(const bool *)member(r, field));
 	case FIELD_TEXT:
 		return json_new_string(*(char *const *)member(r, field));
+	case FIELD_OPTIONAL:
+		return write_optional(*(char *const *)member(r, field));
 	case FIELD_EVALS:
 		return write_texts(r->evals, r->eval_count);
 	case FIELD_FORMATS:
 		return write_texts(r->formats, r->format_count);
 	case FIELD_OVERRIDES:
 		return recipe_overrides_write(r);
-	case FIELD_ONLY_ZERO:
-		return json_new_number(0);
-	case FIELD_ONLY_NONE:
-		return json_new_string("none");
 	}
 	return NULL;
 }

@@ -3,6 +3,7 @@
  * JSON spelling = option spelling with '_' for '-'. recipe_from_json() fills defaults, checks each
  * field and rejects unknown ones by name; recipe_to_json() writes every field (canonical: fixed
  * order, defaults included), so equal recipes print equal bytes.
+ * "effort" is a bundle of defaults: it counts first, wherever it stands, and a field given beside it wins.
  * To add an option: a field here, a row in recipe.c's table, api.yaml, docs/recipe.md.
  */
 #ifndef QUARRY_COMMON_RECIPE_H
@@ -21,6 +22,8 @@ enum init_method { METHOD_NEUQI, METHOD_MINMAX };
 enum zero_point { ZERO_FLOAT, ZERO_INTEGER };
 enum rounding { ROUND_LDLQ, ROUND_NEAREST };
 enum propagate { PROPAGATE_ORIGINAL, PROPAGATE_QUANTIZED };
+enum effort { EFFORT_FAST, EFFORT_BALANCED, EFFORT_BEST, EFFORTS };
+enum distill { DISTILL_NONE, DISTILL_BLOCK, DISTILL_END_TO_END, DISTILL_FULL }; /* full: block, then end-to-end */
 
 enum { RECIPE_OVERRIDES_MAX = 64, RECIPE_EVALS_MAX = 8, RECIPE_NAME_MAX = 256 };
 
@@ -41,6 +44,12 @@ struct recipe {
 	enum zero_point zero_point;
 	bool symmetric;
 	enum rounding rounding;
+	enum effort effort;             /* sets the defaults of the next six: recipe_effort.c */
+	int64_t refine;                 /* rounds, 0..32 */
+	enum distill distill;
+	int64_t distill_samples;        /* 0 = as many as `samples` */
+	int64_t block_epochs, epochs;   /* 1..64: passes of block and of end-to-end distillation */
+	bool train_codes;               /* distillation moves the codes too */
 	enum propagate propagate;
 	int64_t samples;                /* default 128 */
 	int64_t seq_len;                /* default min(1024, max_position), stored 0 until resolved */
@@ -50,6 +59,7 @@ struct recipe {
 	char *evals[RECIPE_EVALS_MAX];  /* dataset ids, or one "builtin"; none = no evaluation */
 	size_t eval_count;
 	int64_t eval_windows;           /* at most so many windows per text, 0 = all; builtin: 16 */
+	char *reference;                /* evaluate: the id of a model to compare with, or NULL */
 	char **formats; size_t format_count; /* "dense"; packed is always written */
 	struct recipe_override *overrides; size_t override_count;
 };
@@ -82,7 +92,17 @@ int recipe_check_group(size_t cols, int64_t group_size, const char *module, stru
 int module_settings_to_json(const struct module_settings *s, struct json *object);
 int module_settings_from_json(struct module_settings *s, const struct json *object, struct err *err);
 
-const char *init_method_name(enum init_method m);       /* the wire words */
+/* Sets `effort` and the fields it bundles. */
+void recipe_apply_effort(struct recipe *r, enum effort effort);
+bool recipe_distills_blocks(const struct recipe *r);    /* inside each quantize task */
+bool recipe_distills_model(const struct recipe *r);     /* end-to-end, in a task of its own */
+/* Sequences that distillation sees (0 = none), and those that the calibration text must give in all. */
+int64_t recipe_distill_sequences(const struct recipe *r);
+int64_t recipe_sequences(const struct recipe *r);
+
+const char *effort_name(enum effort e);                 /* the wire words */
+const char *distill_name(enum distill d);
+const char *init_method_name(enum init_method m);
 const char *zero_point_name(enum zero_point z);
 const char *rounding_name(enum rounding r);
 const char *propagate_name(enum propagate p);

@@ -21,7 +21,9 @@ enum form {
 static const struct option { const char *name; enum form form; } options[] = {
 	{ "bits", FORM_INTEGER }, { "group_size", FORM_INTEGER }, { "method", FORM_WORD },
 	{ "zero_point", FORM_WORD }, { "symmetric", FORM_FLAG }, { "rounding", FORM_WORD },
-	{ "refine", FORM_INTEGER }, { "distill", FORM_WORD }, { "propagate", FORM_WORD },
+	{ "effort", FORM_WORD }, { "refine", FORM_INTEGER }, { "distill", FORM_WORD },
+	{ "distill_samples", FORM_INTEGER }, { "block_epochs", FORM_INTEGER }, { "epochs", FORM_INTEGER },
+	{ "train_codes", FORM_FLAG }, { "propagate", FORM_WORD },
 	{ "samples", FORM_INTEGER }, { "seq_len", FORM_INTEGER }, { "seed", FORM_INTEGER },
 	{ "max_shard_size", FORM_SIZE }, { "calibration", FORM_WORD }, { "eval", FORM_REPEATED },
 	{ "eval_windows", FORM_INTEGER }, { "format", FORM_LIST }, { "override", FORM_OVERRIDE },
@@ -89,17 +91,9 @@ static struct json *form_size(const char *text, struct err *err)
 
 static struct json *form_flag(const char *text, struct err *err)
 {
-	struct json *holder = json_new_object();
-	struct json *flag = NULL;
-
-	if (text && strcmp(text, "true") != 0 && strcmp(text, "false") != 0) {
-		json_free(holder);
+	if (text && strcmp(text, "true") != 0 && strcmp(text, "false") != 0)
 		return refuse(err, text, "true or false");
-	}
-	if (json_set_bool(holder, "flag", !text || strcmp(text, "true") == 0) == 0)
-		flag = json_copy(json_get(holder, "flag"));
-	json_free(holder);
-	return out_of_memory(flag, err);
+	return out_of_memory(json_new_bool(!text || strcmp(text, "true") == 0), err);
 }
 
 static int push_piece(struct json *array, const char *text, size_t len)
