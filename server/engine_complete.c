@@ -5,6 +5,7 @@
  * was are dropped.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/alloc.h"
@@ -12,15 +13,19 @@
 
 /* --- what was handed in ------------------------------------------------------- */
 
+/* One blob that the task must hand in. sha256 is borrowed from the request. */
+struct output { char name[16]; int64_t readers; const char *sha256; int64_t bytes; };
+
 struct handed_in {
 	const struct json *outputs, *result;
-	const char *output_sha256; int64_t output_bytes; /* the kind's one output; NULL when it has none */
+	struct output *wanted; size_t wanted_count, wanted_cap;
 	char *result_text, *stats_text;
 	char digest[DIGEST_HEX];
 };
 
 static void handed_in_deinit(struct handed_in *h)
 {
+	mem_free(h->wanted);
 	mem_free(h->result_text);
 	mem_free(h->stats_text);
 }
@@ -59,28 +64,88 @@ static int read_handed_in(struct handed_in *h, const struct json *body, struct e
 	return digest_work(h, err);
 }
 
-/* Exactly the outputs of the kind, each stored. */
-static int check_outputs(struct store *db, int64_t kind, struct handed_in *h, struct err *err)
+static int want(struct handed_in *h, const char *name, int64_t readers, struct err *err)
 {
-	const char *name = task_kind_output(kind);
-	const struct json *o = json_first(h->outputs);
+	struct output *o;
+
+	if (h->wanted_count == h->wanted_cap) {
+		size_t cap = h->wanted_cap ? 2 * h->wanted_cap : 1;
+		struct output *grown = mem_realloc(h->wanted, cap, sizeof(*grown));
+
+		if (!grown)
+			return err_set_nomem(err, "the outputs of a task");
+		h->wanted = grown;
+		h->wanted_cap = cap;
+	}
+	o = &h->wanted[h->wanted_count++];
+	*o = (struct output){ .readers = readers };
+	snprintf(o->name, sizeof(o->name), "%s", name);
+	return 0;
+}
+
+/* Every blob that an input of another task names; what nobody reads is the kind's own. */
+static int read_wanted(struct store *db, const struct task_ref *t, struct handed_in *h, struct err *err)
+{
+	struct query *q = store_select(db, SQL_OUTPUTS_WANTED, err, sql_i(t->pk));
+	int more, rc = 0;
+
+	while (rc == 0 && (more = query_next(q, err)) != 0)
+		rc = more < 0 ? -1 : want(h, query_text(q, 0), query_int(q, 1), err);
+	query_done(q);
+	if (rc != 0 || h->wanted_count > 0 || !task_kind_output(t->kind))
+		return rc;
+	return want(h, task_kind_output(t->kind), 0, err);
+}
+
+static const struct json *find_output(const struct json *outputs, const char *name)
+{
+	for (const struct json *o = json_first(outputs); o; o = json_next(o))
+		if (strcmp(json_get_string(o, "name", ""), name) == 0)
+			return o;
+	return NULL;
+}
+
+static int check_output(struct store *db, int64_t kind, struct handed_in *h, struct output *want, struct err *err)
+{
+	const struct json *o = find_output(h->outputs, want->name);
 	int64_t stored;
 
-	if (json_size(h->outputs) != (name ? 1 : 0))
-		return err_set(err, ERR_INVALID, "a %s task hands in %s", task_kind_name(kind),
-			       name ? "one output" : "no outputs");
-	if (!name)
-		return 0;
-	h->output_sha256 = json_get_string(o, "sha256", "");
-	h->output_bytes = json_get_int(o, "bytes", -1);
-	if (strcmp(json_get_string(o, "name", ""), name) != 0 || !digest_is_hex(h->output_sha256))
-		return err_set(err, ERR_INVALID, "the output of a %s task is {\"name\":\"%s\",\"sha256\",\"bytes\"}",
-			       task_kind_name(kind), name);
-	if (blob_require(db, h->output_sha256, &stored, err) != 0)
+	want->sha256 = json_get_string(o, "sha256", "");
+	want->bytes = json_get_int(o, "bytes", -1);
+	if (!o || !digest_is_hex(want->sha256))
+		return err_set(err, ERR_INVALID, "an output of this %s task is {\"name\":\"%s\",\"sha256\",\"bytes\"}",
+			       task_kind_name(kind), want->name);
+	if (blob_require(db, want->sha256, &stored, err) != 0)
 		return -1;
-	if (stored != h->output_bytes)
+	if (stored != want->bytes)
 		return err_set(err, ERR_INVALID, "output %s: \"bytes\" is %" PRId64 ", the stored blob has %" PRId64,
-			       name, h->output_bytes, stored);
+			       want->name, want->bytes, stored);
+	return 0;
+}
+
+/* Exactly the outputs that are wanted, each stored. */
+static int check_outputs(struct store *db, const struct task_ref *t, struct handed_in *h, struct err *err)
+{
+	if (read_wanted(db, t, h, err) != 0)
+		return -1;
+	if (json_size(h->outputs) != h->wanted_count)
+		return err_set(err, ERR_INVALID, "this %s task hands in %zu output%s, not %zu", task_kind_name(t->kind),
+			       h->wanted_count, h->wanted_count == 1 ? "" : "s", json_size(h->outputs));
+	for (size_t i = 0; i < h->wanted_count; i++)
+		if (check_output(db, t->kind, h, &h->wanted[i], err) != 0)
+			return -1;
+	return 0;
+}
+
+static int store_outputs(struct store *db, int64_t task, const struct handed_in *h, struct err *err)
+{
+	for (size_t i = 0; i < h->wanted_count; i++) {
+		const struct output *o = &h->wanted[i];
+
+		if (store_exec(db, SQL_OUTPUT_ADD, err, sql_i(task), sql_t(o->name), sql_t(o->sha256),
+			       sql_i(o->bytes), sql_i(o->readers)) < 0)
+			return -1;
+	}
 	return 0;
 }
 
@@ -112,19 +177,20 @@ static int finish_task(struct tx *tx, struct task_ref *t, const struct job_ref *
 {
 	struct task_change c = { .to = TASK_DONE, .now_ms = tx->now_ms, .attempts = t->attempts };
 
-	if (check_outputs(tx->db, t->kind, h, err) != 0 || task_move(tx->db, t, &c, err) != 0 ||
+	if (check_outputs(tx->db, t, h, err) != 0 || task_move(tx->db, t, &c, err) != 0 ||
 	    store_exec(tx->db, SQL_RESULT_ADD, err, sql_i(t->pk), sql_t(h->digest), sql_t(h->result_text),
 		       sql_t(h->stats_text), sql_t(w->name)) < 0 ||
-	    result_store(tx, t, h->result, h->output_sha256, h->output_bytes, err) != 0)
+	    result_store(tx, t, h->result, h->wanted ? h->wanted[0].sha256 : NULL,
+			 h->wanted ? h->wanted[0].bytes : 0, err) != 0 ||
+	    store_outputs(tx->db, t->pk, h, err) != 0)
 		return -1;
-	if (h->output_sha256 &&
-	    store_exec(tx->db, SQL_OUTPUT_ADD, err, sql_i(t->pk), sql_t(task_kind_output(t->kind)),
-		       sql_t(h->output_sha256), sql_i(h->output_bytes)) < 0)
+	if (checkpoints_drop(tx, t->pk, t->pk, err) != 0)
 		return -1;
 	if (graph_unblock(tx, t, err) != 0 || graph_release_inputs(tx, t, err) != 0 ||
 	    store_exec(tx->db, SQL_WORKER_DONE, err, sql_i(w->pk)) < 0)
 		return -1;
-	if ((t->kind == KIND_QUANTIZE || t->kind == KIND_EVALUATE || t->kind == KIND_ASSEMBLE) &&
+	if ((t->kind == KIND_QUANTIZE || t->kind == KIND_DISTILL || t->kind == KIND_EVALUATE ||
+	     t->kind == KIND_ASSEMBLE) &&
 	    job_event(tx, t->job, "task", err, "%s %" PRId64 " done by %s", task_kind_name(t->kind),
 		      t->pk - job->first_task, w->name) != 0)
 		return -1;

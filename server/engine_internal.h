@@ -134,6 +134,7 @@ verb_handler verb_handler_of(enum verb verb);
 #define ENGINE_HANDLER(name) int name(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
 ENGINE_HANDLER(verb_job_list);
 ENGINE_HANDLER(verb_job_get);
+ENGINE_HANDLER(verb_job_curves);
 ENGINE_HANDLER(verb_job_tasks);
 ENGINE_HANDLER(verb_job_report);
 ENGINE_HANDLER(verb_job_files);
@@ -157,6 +158,7 @@ ENGINE_HANDLER(verb_worker_add);
 ENGINE_HANDLER(verb_worker_drain);
 ENGINE_HANDLER(verb_lease);
 ENGINE_HANDLER(verb_heartbeat);
+ENGINE_HANDLER(verb_checkpoint);
 ENGINE_HANDLER(verb_complete);
 ENGINE_HANDLER(verb_fail);
 ENGINE_HANDLER(verb_release);
@@ -197,6 +199,16 @@ int job_drop_outputs(struct tx *tx, const struct job_ref *job, struct err *err);
 struct worker_ref { int64_t pk, draining, last_seen_ms, memory_bytes; char id[ID_MAX], name[128]; };
 /* The worker of the request's body field "worker", which must belong to the caller; notes that it was seen. */
 int worker_of_request(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct err *err);
+
+/* The task of the request, held by the calling worker at the epoch it names; otherwise 409. */
+int lease_held(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct task_ref *t,
+	       struct job_ref *job, struct err *err);
+
+/* engine_checkpoint.c */
+/* The tasks first..last are over: their checkpoints go. */
+int checkpoints_drop(struct tx *tx, int64_t first, int64_t last, struct err *err);
+/* Appends the task's checkpoint, if it has one, to the inputs of a lease. */
+int checkpoint_add_input(struct store *db, int64_t task, struct json *inputs, struct err *err);
 
 /* All leases get a full fresh deadline, and their holders count as seen. A writer_run() step. */
 int leases_refresh(struct tx *tx, void *ctx, struct err *err);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/recipe.h"
+#include "server/engine_distill.h"
 #include "server/engine_internal.h"
 #include "server/engine_perplexity.h"
 #include "server/engine_progress.h"
@@ -39,7 +40,8 @@ static int add_counts(struct json *body, const struct job_progress *p)
 	struct json *kinds = json_new_object();
 	int rc = 0;
 
-	for (int k = 1; k < KIND_COUNT; k++) {
+	for (int i = 0; i < KIND_COUNT - 1; i++) {
+		enum task_kind k = task_kinds_in_order[i];
 		int64_t sum = 0;
 
 		for (int s = 1; s < TASK_STATES; s++) {
@@ -101,6 +103,25 @@ static struct json *layer_head(struct query *q)
 	return NULL;
 }
 
+/* Member "distill" of each layer: its losses, or null. Both lists go by layer. */
+static int add_block_losses(struct tx *tx, const struct job_ref *job, struct json *layers, struct err *err)
+{
+	struct json *losses = distill_layers_json(tx->db, job, DISTILL_LOSSES, err);
+	const struct json *at = json_first(losses);
+	int rc = losses ? 0 : -1;
+
+	for (struct json *l = json_first(layers); rc == 0 && l; l = json_next(l)) {
+		bool distilled = at && json_get_int(at, "layer", -1) == json_get_int(l, "layer", -2);
+		struct json *o = distilled ? json_copy(at) : json_new_null();
+
+		json_remove(o, "layer");
+		rc = json_set(l, "distill", o);
+		at = distilled ? json_next(at) : at;
+	}
+	json_free(losses);
+	return rc;
+}
+
 static struct json *layers_json(struct tx *tx, const struct job_ref *job, struct err *err)
 {
 	struct json *list = json_new_array(), *layer = NULL;
@@ -122,7 +143,7 @@ static struct json *layers_json(struct tx *tx, const struct job_ref *job, struct
 			rc = json_push(json_get(layer, "modules"), module_cell(q));
 	}
 	query_done(q);
-	if (rc == 0)
+	if (rc == 0 && add_block_losses(tx, job, list, err) == 0)
 		return list;
 	json_free(list);
 	return NULL;
@@ -207,6 +228,22 @@ static int add_details(struct tx *tx, const struct job_ref *job, struct json *bo
 	return rc;
 }
 
+/* Name and id of the model that the job compares with, or null. */
+static struct json *reference_json(struct tx *tx, const struct job_ref *job, struct err *err)
+{
+	struct query *q = store_select(tx->db, SQL_JOB_REFERENCE, err, sql_i(job->pk));
+	int found = query_next(q, err);
+	struct json *o = found == 1 ? json_new_object() : found == 0 ? json_new_null() : NULL;
+
+	if (found == 1 && (json_set_string(o, "model", query_text(q, 1)) |
+			   json_set_string(o, "name", query_text(q, 4))) != 0) {
+		json_free(o);
+		o = NULL;
+	}
+	query_done(q);
+	return o;
+}
+
 static int add_head(struct json *body, const struct job_ref *job, const struct job_progress *p)
 {
 	bool ended = job->state == JOB_DONE;
@@ -239,7 +276,10 @@ int verb_job_get(struct tx *tx, const struct engine_request *r, struct engine_re
 	rc |= add_details(tx, &job, reply->body, detail, &failed_task, &reply->err);
 	rc |= add_counts(reply->body, &p);
 	rc |= json_set(reply->body, "layers", layers_json(tx, &job, &reply->err));
+	rc |= json_set(reply->body, "reference", reference_json(tx, &job, &reply->err));
 	rc |= json_set(reply->body, "perplexity", perplexity_json(tx->db, &job, false, &reply->err));
+	rc |= json_set(reply->body, "distillation",
+		       distill_end_json(tx->db, &job, DISTILL_LOSSES | DISTILL_RUN, &reply->err));
 	if (job.state == JOB_FAILED)
 		rc |= add_failure(tx, &job, detail, failed_task, reply->body, &reply->err);
 	else

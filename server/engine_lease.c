@@ -50,15 +50,16 @@ static struct json *inputs_json(struct store *db, int64_t task, struct err *err)
 			err_set_nomem(err, "a lease");
 	}
 	query_done(q);
-	if (rc == 0)
+	if (rc == 0 && checkpoint_add_input(db, task, list, err) == 0)
 		return list;
 	json_free(list);
 	return NULL;
 }
 
-static struct json *model_json(struct store *db, int64_t job, struct err *err)
+/* which: SQL_JOB_MODEL or SQL_JOB_REFERENCE */
+static struct json *model_json(struct store *db, enum sql which, int64_t job, struct err *err)
 {
-	struct query *q = store_select(db, SQL_JOB_MODEL, err, sql_i(job));
+	struct query *q = store_select(db, which, err, sql_i(job));
 	struct json *o = NULL;
 	int found = query_next(q, err);
 	int64_t model = 0;
@@ -96,6 +97,8 @@ static int fill_lease(struct tx *tx, const struct task_ref *t, const struct job_
 		      struct engine_reply *reply)
 {
 	const struct engine_config *config = &tx->e->config;
+	struct json *spec = spec_json(tx->db, t->pk, &reply->err);
+	bool reference = strcmp(json_get_string(spec, "model", ""), "reference") == 0;
 	char id[ID_MAX];
 	int rc;
 
@@ -107,9 +110,10 @@ static int fill_lease(struct tx *tx, const struct task_ref *t, const struct job_
 	     json_set_string(reply->body, "kind", task_kind_name(t->kind)) |
 	     json_set_number(reply->body, "lease_seconds", (double)config->lease_ms / 1000) |
 	     json_set_number(reply->body, "accept_seconds", (double)config->accept_ms / 1000);
-	if (rc == 0 && json_set(reply->body, "spec", spec_json(tx->db, t->pk, &reply->err)) == 0 &&
-	    json_set(reply->body, "inputs", inputs_json(tx->db, t->pk, &reply->err)) == 0 &&
-	    json_set(reply->body, "model", model_json(tx->db, job->pk, &reply->err)) == 0)
+	rc |= json_set(reply->body, "spec", spec);
+	if (rc == 0 && json_set(reply->body, "inputs", inputs_json(tx->db, t->pk, &reply->err)) == 0 &&
+	    json_set(reply->body, "model", model_json(tx->db, reference ? SQL_JOB_REFERENCE : SQL_JOB_MODEL, job->pk,
+						      &reply->err)) == 0)
 		return 0;
 	return reply->err.code != ERR_NONE ? -1 : err_set_nomem(&reply->err, "a lease");
 }
@@ -158,9 +162,8 @@ int verb_lease(struct tx *tx, const struct engine_request *r, struct engine_repl
 
 /* --- the holder speaks -------------------------------------------------------- */
 
-/* The task of the request, held by the calling worker at the epoch it names; otherwise 409. */
-static int held_task(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct task_ref *t,
-		     struct job_ref *job, struct err *err)
+int lease_held(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct task_ref *t,
+	       struct job_ref *job, struct err *err)
 {
 	int64_t epoch;
 
@@ -202,7 +205,7 @@ int verb_heartbeat(struct tx *tx, const struct engine_request *r, struct engine_
 	struct job_ref job;
 	int changed;
 
-	if (held_task(tx, r, &w, &t, &job, &reply->err) != 0)
+	if (lease_held(tx, r, &w, &t, &job, &reply->err) != 0)
 		return -1;
 	progress = progress > 0 ? progress < 1 ? progress : 1 : 0;
 	copy_text(note, sizeof(note), json_get_string(r->body, "note", ""));
@@ -281,7 +284,7 @@ int verb_fail(struct tx *tx, const struct engine_request *r, struct engine_reply
 	struct task_ref t;
 	struct job_ref job;
 
-	if (held_task(tx, r, &w, &t, &job, &reply->err) != 0)
+	if (lease_held(tx, r, &w, &t, &job, &reply->err) != 0)
 		return -1;
 	copy_text(detail, sizeof(detail), json_get_string(error, "detail", "the worker gave no reason"));
 	if (strlen(log) > LOG_MAX) { /* the end says most */
@@ -303,7 +306,7 @@ int verb_release(struct tx *tx, const struct engine_request *r, struct engine_re
 	struct job_ref job;
 	char reason[NOTE_MAX];
 
-	if (held_task(tx, r, &w, &t, &job, &reply->err) != 0)
+	if (lease_held(tx, r, &w, &t, &job, &reply->err) != 0)
 		return -1;
 	copy_text(reason, sizeof(reason), json_get_string(r->body, "reason", "given back"));
 	if (lease_end(tx, &t, "released", reason, "", false, false, &reply->err) != 0 ||

@@ -7,6 +7,20 @@
 
 #include "common/alloc.h"
 #include "server/engine_complete.h"
+#include "server/engine_distill.h"
+
+/* Sums over the predictions, held against another model. A KL divergence is never below 0 but for rounding. */
+static int check_comparison(const struct json *result, struct err *err)
+{
+	int64_t predictions = json_get_int(result, "predictions", 0), top1 = json_get_int(result, "top1", -1);
+	double kl = json_get_number(result, "kl", NAN);
+
+	if (!isfinite(kl) || kl < -1e-3 * (double)predictions)
+		return err_set(err, ERR_NUMERIC, "\"kl\" of an evaluate result must be a finite sum that is not negative");
+	if (top1 < 0 || top1 > predictions)
+		return err_set(err, ERR_INVALID, "\"top1\" of an evaluate result must be from 0 to \"predictions\"");
+	return 0;
+}
 
 static int check_evaluate(const struct json *result, struct err *err)
 {
@@ -16,7 +30,7 @@ static int check_evaluate(const struct json *result, struct err *err)
 		return err_set(err, ERR_NUMERIC, "\"nll\" of an evaluate result must be a finite number");
 	if (json_get_int(result, "predictions", -1) < 0 || json_get_int(result, "windows", -1) < 0)
 		return err_set(err, ERR_INVALID, "an evaluate result needs \"predictions\" and \"windows\"");
-	return 0;
+	return json_get(result, "kl") || json_get(result, "top1") ? check_comparison(result, err) : 0;
 }
 
 static int check_verify(const struct json *result, struct err *err)
@@ -58,6 +72,8 @@ static int store_modules(struct tx *tx, const struct task_ref *t, const struct j
 	const struct json *list = json_get(result, "modules");
 	int64_t layer = -1, missing = 0;
 
+	if (distill_check_block(result, err) != 0)
+		return -1;
 	if (store_get_int(tx->db, SQL_TASK_LAYER, &layer, err, sql_i(t->pk)) < 0)
 		return -1;
 	for (const struct json *m = json_first(list); m; m = json_next(m)) {
@@ -101,6 +117,7 @@ int result_store(struct tx *tx, const struct task_ref *t, const struct json *res
 	case KIND_TOKENIZE: return check_tokenize(result, err);
 	case KIND_EVALUATE: return check_evaluate(result, err);
 	case KIND_QUANTIZE: return store_modules(tx, t, result, err);
+	case KIND_DISTILL: return distill_check_end(result, err);
 	case KIND_ASSEMBLE: return store_file(tx, t, sha256, bytes, err);
 	case KIND_EMBED:
 	case KIND_CAPTURE:

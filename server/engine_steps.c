@@ -162,7 +162,9 @@ int job_cancel_tasks(struct tx *tx, const struct job_ref *job, struct err *err)
 		rc = task_move(tx->db, &list[i], &c, err);
 	}
 	mem_free(list);
-	return rc;
+	if (rc != 0)
+		return -1;
+	return checkpoints_drop(tx, job->first_task, job->first_task + job->task_count - 1, err);
 }
 
 int job_fail(struct tx *tx, const struct job_ref *job, int64_t task, const char *detail, struct err *err)

@@ -19,6 +19,7 @@ static void submit_deinit(struct submit *s)
 {
 	problems_deinit(&s->problems);
 	mem_free(s->model_name);
+	mem_free(s->reference_name);
 	mem_free(s->config_text);
 	json_free(s->tensors);
 	json_free(s->files);
@@ -81,8 +82,7 @@ static int load_model_row(struct submit *s, const char *id, struct json **path)
 	return model_config_parse(&s->config, s->config_text, strlen(s->config_text), NULL, s->err);
 }
 
-/* A file whose size changed would fail every task that reads it. */
-static int check_size(struct submit *s, const char *folder, const char *name, int64_t bytes)
+int submit_check_size(struct submit *s, const char *folder, const char *name, int64_t bytes)
 {
 	char *path = path_join(folder, name);
 	struct stat st;
@@ -109,7 +109,7 @@ static int load_files(struct submit *s, const char *folder)
 		rc = err_set_nomem(s->err, "the model's files");
 	while (rc == 0 && (more = query_next(q, s->err)) == 1 && s->shard_count < SHARDS_MAX) {
 		if (folder)
-			rc = check_size(s, folder, query_text(q, 0), query_int(q, 2));
+			rc = submit_check_size(s, folder, query_text(q, 0), query_int(q, 2));
 		if (rc != 0 || query_int(q, 1) != MODEL_FILE_SHARD)
 			continue;
 		rc = json_push(s->files, json_new_string(query_text(q, 0))) == 0
@@ -146,6 +146,7 @@ static int load_recipe(struct submit *s)
 	struct json *empty = given ? NULL : json_new_object();
 	struct err why = ERR_INIT;
 	size_t before = s->problems.count;
+	bool shorter;
 	int rc;
 
 	if (!given && !empty)
@@ -155,7 +156,10 @@ static int load_recipe(struct submit *s)
 	if (rc != 0)
 		return note_problem(s, &why, before);
 	s->has_recipe = true;
-	plan_resolve(&s->recipe, &s->config);
+	if (s->recipe.reference && submit_load_reference(s) != 0)
+		return -1;
+	shorter = s->reference_pk && s->reference_config.max_position < s->config.max_position;
+	plan_resolve(&s->recipe, shorter ? &s->reference_config : &s->config);
 	return 0;
 }
 
@@ -197,6 +201,7 @@ static int make_plan(struct submit *s)
 
 	p->recipe = &s->recipe;
 	p->config = &s->config;
+	p->model_name = s->model_name;
 	p->dtypes = s->tensors;
 	p->shards = s->shards;
 	p->shard_bytes = s->shard_bytes;
@@ -270,6 +275,7 @@ static int replay(struct tx *tx, const struct engine_request *r, char digest[DIG
 
 static int submit(struct submit *s, const char *body_digest)
 {
+	struct plan_forecast forecast;
 	char id[ID_MAX];
 	int64_t job;
 
@@ -278,8 +284,10 @@ static int submit(struct submit *s, const char *body_digest)
 	if (plan_submission(s) != 0)
 		return -1;
 	if (s->request->dry_run) {
+		if (submit_forecast(s, true, &forecast) != 0)
+			return -1;
 		s->reply->status = 200;
-		s->reply->body = plan_to_json(&s->plan, &s->plan_request);
+		s->reply->body = plan_to_json(&s->plan, &s->plan_request, &forecast);
 		return s->reply->body ? 0 : err_set_nomem(s->err, "the plan");
 	}
 	if (submit_store(s, id, &job) != 0)

@@ -7,17 +7,18 @@
 
 /* --- storing ------------------------------------------------------------------ */
 
-static size_t count_producers(const struct plan_task *t)
+/* How many tasks this one waits for. last_reader[i]: the last task seen to read from task i, plus 1. */
+static int64_t count_producers(const struct plan_task *t, size_t index, size_t *last_reader)
 {
-	size_t count = 0;
+	int64_t count = 0;
 
 	for (size_t i = 0; i < t->input_count; i++) {
-		bool seen = t->inputs[i].from < 0;
+		int64_t from = t->inputs[i].from;
 
-		/* Tasks have distinct producers but for tiny input lists. */
-		for (size_t j = 0; !seen && j < i && t->input_count <= 4; j++)
-			seen = t->inputs[j].from == t->inputs[i].from;
-		count += !seen;
+		if (from < 0 || last_reader[from] == index + 1)
+			continue;
+		last_reader[from] = index + 1;
+		count++;
 	}
 	return count;
 }
@@ -27,11 +28,10 @@ static int store_inputs(struct submit *s, const struct plan_task *t, int64_t pk,
 	for (size_t i = 0; i < t->input_count; i++) {
 		const struct plan_input *in = &t->inputs[i];
 		bool made = in->from >= 0;
-		const char *output = made ? task_kind_output(s->plan.tasks[in->from].kind) : NULL;
 
 		if (store_exec(s->tx->db, SQL_TASK_INPUT_ADD, s->err, sql_i(pk), sql_i((int64_t)i), sql_t(in->name),
-			       made ? sql_i(first + in->from) : sql_null(), sql_t(output), sql_t(in->sha256),
-			       made ? sql_null() : sql_i((int64_t)in->bytes)) < 0)
+			       made ? sql_i(first + in->from) : sql_null(), made ? sql_t(in->output) : sql_null(),
+			       sql_t(in->sha256), made ? sql_null() : sql_i((int64_t)in->bytes)) < 0)
 			return -1;
 	}
 	return 0;
@@ -39,18 +39,22 @@ static int store_inputs(struct submit *s, const struct plan_task *t, int64_t pk,
 
 static int store_tasks(struct submit *s, int64_t job, int64_t first)
 {
-	for (size_t i = 0; i < s->plan.task_count; i++) {
+	size_t *last_reader = mem_alloc(s->plan.task_count, sizeof(*last_reader));
+	int rc = last_reader ? 0 : err_set_nomem(s->err, "the tasks");
+
+	for (size_t i = 0; rc == 0 && i < s->plan.task_count; i++) {
 		const struct plan_task *t = &s->plan.tasks[i];
-		int64_t pk = first + (int64_t)i, deps = (int64_t)count_producers(t);
+		int64_t pk = first + (int64_t)i, deps = count_producers(t, i, last_reader);
 
 		if (store_exec(s->tx->db, SQL_TASK_ADD, s->err, sql_i(pk), sql_i(job), sql_i(t->kind),
 			       sql_i(deps == 0 ? TASK_READY : TASK_BLOCKED), sql_i(t->rank), sql_i(t->layer),
 			       sql_i(t->shard), sql_i(deps), sql_i(t->work)) < 0 ||
 		    store_exec(s->tx->db, SQL_TASK_SPEC_ADD, s->err, sql_i(pk), sql_t(t->spec)) < 0 ||
 		    store_inputs(s, t, pk, first) != 0)
-			return -1;
+			rc = -1;
 	}
-	return 0;
+	mem_free(last_reader);
+	return rc;
 }
 
 static int store_modules(struct submit *s, int64_t job, int64_t first)
@@ -112,9 +116,13 @@ static struct json *run_warnings(struct submit *s)
 /* What later views need of the plan; the rest is in the tables. */
 static char *plan_text(struct submit *s)
 {
-	struct json *o = plan_to_json(&s->plan, &s->plan_request);
+	struct plan_forecast forecast;
+	struct json *o;
 	char *text = NULL;
 
+	if (submit_forecast(s, false, &forecast) != 0)
+		return NULL;
+	o = plan_to_json(&s->plan, &s->plan_request, &forecast);
 	json_remove(o, "modules");
 	json_remove(o, "disk_free_bytes");
 	if (json_set(o, "run_warnings", run_warnings(s)) == 0)
@@ -160,10 +168,13 @@ static int store_details(struct submit *s, int64_t job)
 	int rc = -1;
 
 	default_name(s, fallback);
-	if (!summary || !recipe || !plan)
+	if ((!summary || !recipe || !plan) && s->err->code == ERR_NONE)
 		err_set_nomem(s->err, "the job");
+	else if (!summary || !recipe || !plan)
+		rc = -1;
 	else if (store_exec(s->tx->db, SQL_JOB_DETAILS_ADD, s->err, sql_i(job), sql_t(name[0] ? name : fallback),
-			    sql_i(s->model_pk), sql_t(summary), sql_t(recipe), sql_t(plan)) >= 0)
+			    sql_i(s->model_pk), sql_t(summary), sql_t(recipe), sql_t(plan),
+			    s->reference_pk ? sql_i(s->reference_pk) : sql_null()) >= 0)
 		rc = 0;
 	mem_free(summary);
 	mem_free(recipe);

@@ -4,6 +4,7 @@
 static const struct { verb_handler handler; bool write; } verbs[VERB_COUNT] = {
 	[VERB_JOB_LIST]       = { verb_job_list, false },
 	[VERB_JOB_GET]        = { verb_job_get, false },
+	[VERB_JOB_CURVES]     = { verb_job_curves, false },
 	[VERB_JOB_TASKS]      = { verb_job_tasks, false },
 	[VERB_JOB_REPORT]     = { verb_job_report, false },
 	[VERB_JOB_FILES]      = { verb_job_files, false },
@@ -27,6 +28,7 @@ static const struct { verb_handler handler; bool write; } verbs[VERB_COUNT] = {
 	[VERB_WORKER_DRAIN]   = { verb_worker_drain, true },
 	[VERB_LEASE]          = { verb_lease, true },
 	[VERB_HEARTBEAT]      = { verb_heartbeat, true },
+	[VERB_CHECKPOINT]     = { verb_checkpoint, true },
 	[VERB_COMPLETE]       = { verb_complete, true },
 	[VERB_FAIL]           = { verb_fail, true },
 	[VERB_RELEASE]        = { verb_release, true },

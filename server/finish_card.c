@@ -51,7 +51,8 @@ static void put_head(struct buf *out, const struct json *report, const struct fo
 static void put_settings(struct buf *out, const struct json *recipe)
 {
 	static const char *const keys[] = {
-		"bits", "group_size", "method", "zero_point", "symmetric", "rounding", "propagate", "samples", "seq_len",
+		"bits", "group_size", "method", "zero_point", "symmetric", "rounding", "refine", "distill",
+		"propagate", "samples", "seq_len",
 	};
 
 	buf_puts(out, "## Settings\n\n| option | value |\n| --- | --- |\n");
@@ -71,21 +72,52 @@ static void put_settings(struct buf *out, const struct json *recipe)
 	buf_puts(out, " |\n\n");
 }
 
+/* A cell of the table: the number, or a dash when it is not known. */
+static void put_cell(struct buf *out, const struct json *value, int digits)
+{
+	if (json_type(value) == JSON_NUMBER)
+		buf_printf(out, " | %.*f", digits, json_number(value, 0));
+	else
+		buf_puts(out, " | -");
+}
+
 static void put_perplexity(struct buf *out, const struct json *report)
 {
 	const struct json *list = json_get(report, "perplexity");
 
 	buf_puts(out, "## What it cost\n\n");
-	if (json_size(list) > 0) {
-		buf_puts(out, "| perplexity on | original | quantized | windows |\n| --- | --- | --- | --- |\n");
-		for (const struct json *p = json_first(list); p; p = json_next(p)) {
-			buf_puts(out, "| ");
-			put_plain(out, json_get_string(p, "text", "?"));
-			buf_printf(out, " | %.4f | %.4f | %lld |\n", json_get_number(p, "original", 0),
-				   json_get_number(p, "quantized", 0), (long long)json_get_int(p, "windows", 0));
-		}
-		buf_puts(out, "\n");
+	if (json_size(list) == 0)
+		return;
+	buf_puts(out, "| perplexity on | original | quantized | KL divergence | same top token | windows |\n"
+		      "| --- | --- | --- | --- | --- | --- |\n");
+	for (const struct json *p = json_first(list); p; p = json_next(p)) {
+		buf_puts(out, "| ");
+		put_plain(out, json_get_string(p, "text", "?"));
+		put_cell(out, json_get(p, "original"), 4);
+		put_cell(out, json_get(p, "quantized"), 4);
+		put_cell(out, json_get(p, "kl"), 5);
+		put_cell(out, json_get(p, "top1"), 4);
+		put_cell(out, json_get(p, "windows"), 0);
+		buf_puts(out, " |\n");
 	}
+	buf_puts(out, "\nKL divergence of the quantized model from the original: mean over the predictions, natural "
+		      "logarithm. Same top token: the share of predictions in which both have the same likeliest "
+		      "one.\n\n");
+}
+
+/* What the steps after rounding did to the loss of the modules. */
+static void put_steps(struct buf *out, const struct json *report)
+{
+	const struct json *summary = json_get(report, "summary"), *end = json_get(report, "distillation");
+	double rounded = json_get_number(summary, "relative_loss_rounded", -1);
+
+	if (rounded >= 0)
+		buf_printf(out, "Output energy lost in the quantized modules: %.4f %% after rounding, %.4f %% after "
+			   "refinement.\n\n", 100 * rounded, 100 * json_get_number(summary, "relative_loss", 0));
+	if (json_type(end) == JSON_OBJECT)
+		buf_printf(out, "KL divergence on a part of the calibration text: %.5f before end-to-end distillation, "
+			   "%.5f after.\n\n", json_get_number(json_get(end, "before"), "kl", 0),
+			   json_get_number(json_get(end, "after"), "kl", 0));
 }
 
 static void put_sizes(struct buf *out, const struct json *report, const struct format *format)
@@ -151,6 +183,7 @@ int finish_card(const struct json *report, const struct format *format, struct b
 	put_head(out, report, format);
 	put_settings(out, json_get(report, "recipe"));
 	put_perplexity(out, report);
+	put_steps(out, report);
 	put_sizes(out, report, format);
 	if (put_worst(out, json_get(report, "modules"), err) != 0)
 		return -1;

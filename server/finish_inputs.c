@@ -80,6 +80,38 @@ static struct json *model_files(struct report *r)
 	return NULL;
 }
 
+/* The reference model: name, config, and its files as they were registered. */
+static struct json *reference_json(struct report *r)
+{
+	struct query *q = store_select(r->db, SQL_JOB_REFERENCE, r->err, sql_i(r->job->pk));
+	struct json *o = query_next(q, r->err) == 1 ? json_new_object() : NULL;
+	int64_t model = o ? query_int(q, 0) : 0;
+	int rc = o ? json_set_string(o, "name", query_text(q, 4)) |
+		     json_set(o, "config", model_config_json(query_text(q, 3), r->err)) : -1;
+
+	query_done(q);
+	if (rc == 0 && json_set(o, "files", model_files_json(r->db, model, r->err)) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+/* The name in place of the id, as for the texts; and what stands behind it. */
+static int add_reference(struct report *r, struct json *recipe)
+{
+	struct json *reference;
+
+	if (json_type(json_get(recipe, "reference")) != JSON_STRING)
+		return 0;
+	reference = reference_json(r);
+	json_remove(recipe, "reference");
+	if (json_set_string(recipe, "reference", json_get_string(reference, "name", "?")) != 0) {
+		json_free(reference);
+		return -1;
+	}
+	return report_add(r, "reference", reference);
+}
+
 /* In place of ids, which differ from server to server, the names; the digests stand beside. */
 static int name_texts(struct json *recipe, const struct json *datasets)
 {
@@ -116,6 +148,8 @@ int report_add_inputs(struct report *r)
 	json_remove(model, "model"); /* the id */
 	if (rc == 0)
 		rc = json_set(model, "files", model_files(r)) | name_texts(recipe, datasets);
+	if (rc == 0)
+		rc = add_reference(r, recipe);
 	rc |= report_add(r, "model", model);
 	rc |= report_add(r, "recipe", recipe);
 	rc |= report_add(r, "datasets", datasets);

@@ -7,6 +7,7 @@
 #include "common/alloc.h"
 #include "common/recipe.h"
 #include "common/version.h"
+#include "server/engine_distill.h"
 #include "server/engine_perplexity.h"
 #include "server/finish_report.h"
 
@@ -97,6 +98,34 @@ static struct json *fallbacks_json(const struct json *modules)
 	return NULL;
 }
 
+/* Sum of a loss over the quantized modules; NAN when one of them does not tell it. */
+static double sum_of(const struct json *modules, const char *key)
+{
+	double sum = 0;
+
+	for (const struct json *m = json_first(modules); m; m = json_next(m))
+		if (!json_get_bool(m, "skip", false))
+			sum += json_get_number(m, key, NAN);
+	return sum;
+}
+
+/* The losses of the steps, relative to the energy: after rounding, and after distillation; null where a module does
+ * not tell. */
+static int add_steps(struct json *o, const struct json *modules, double energy)
+{
+	static const char *const keys[][2] = { { "loss_rounded", "relative_loss_rounded" },
+					       { "loss_distilled", "relative_loss_distilled" } };
+	int rc = 0;
+
+	for (int i = 0; i < 2; i++) {
+		double loss = sum_of(modules, keys[i][0]);
+
+		rc |= energy > 0 && isfinite(loss) ? json_set_number(o, keys[i][1], loss / energy)
+						   : json_set_null(o, keys[i][1]);
+	}
+	return rc;
+}
+
 static struct json *summary_json(const struct json *modules)
 {
 	double weights = 0, bits = 0, loss = 0, energy = 0, worst = 0;
@@ -125,7 +154,7 @@ static struct json *summary_json(const struct json *modules)
 	rc = json_set_int(o, "quantized_modules", quantized) | json_set_int(o, "skipped_modules", skipped) |
 	     json_set_number(o, "quantized_weights", weights) |
 	     json_set_number(o, "bits_per_weight", weights > 0 ? bits / weights : 0) |
-	     json_set_number(o, "relative_loss", energy > 0 ? loss / energy : 0) |
+	     add_steps(o, modules, energy) | json_set_number(o, "relative_loss", energy > 0 ? loss / energy : 0) |
 	     json_set_number(o, "worst_relative_loss", worst) |
 	     (worst_name ? json_set_string(o, "worst_module", worst_name) : json_set_null(o, "worst_module"));
 	if (rc == 0)
@@ -145,6 +174,16 @@ static int add_modules(struct report *r)
 		return -1;
 	}
 	return report_add(r, "modules", modules);
+}
+
+/* What distillation brought, layer by layer and end to end. */
+static int add_distillation(struct report *r)
+{
+	const int parts = DISTILL_LOSSES | DISTILL_CURVE;
+
+	if (report_add(r, "layers", distill_layers_json(r->db, r->job, parts, r->err)) != 0)
+		return -1;
+	return report_add(r, "distillation", distill_end_json(r->db, r->job, parts, r->err));
 }
 
 /* --- sizes -------------------------------------------------------------------- */
@@ -210,7 +249,7 @@ struct json *finish_report(struct engine *e, struct store *db, const struct job_
 	    json_set_string(r.body, "kind", quantize ? "quantize" : "evaluate") == 0 &&
 	    json_set_string(r.body, "quarry", QUARRY_VERSION) == 0 && report_add_inputs(&r) == 0 &&
 	    report_add(&r, "tokens", tokens_json(&r)) == 0 && report_add(&r, "perplexity", perplexity_json(db, job, true, err)) == 0 &&
-	    add_sizes(&r) == 0 && (!quantize || add_modules(&r) == 0) &&
+	    add_sizes(&r) == 0 && (!quantize || (add_modules(&r) == 0 && add_distillation(&r) == 0)) &&
 	    report_add(&r, "run", finish_run(db, job, engine_now(e), err)) == 0)
 		return r.body;
 	json_free(r.body);

@@ -1,6 +1,7 @@
 /* What differs from run to run: times, workers, memory, ids. */
 #include <string.h>
 
+#include "server/engine_distill.h"
 #include "server/finish.h"
 
 struct kind_stats { int64_t tasks; double wall_ms, cpu_ms, peak_rss_bytes; };
@@ -40,7 +41,8 @@ static struct json *kinds_json(const struct kind_stats kinds[KIND_COUNT])
 	struct json *all = json_new_object();
 	int rc = 0;
 
-	for (int k = 1; k < KIND_COUNT; k++) {
+	for (int i = 0; i < KIND_COUNT - 1; i++) {
+		enum task_kind k = task_kinds_in_order[i];
 		struct json *o;
 
 		if (kinds[k].tasks == 0)
@@ -90,6 +92,34 @@ static struct json *run_ids(struct store *db, const struct job_ref *job, struct 
 	return NULL;
 }
 
+/* Where the last lease of the distill task took the work up: "resumed_at", when there is such a task. */
+static int add_resumed(struct store *db, const struct job_ref *job, struct json *o, struct err *err)
+{
+	struct json *end = distill_end_json(db, job, DISTILL_RUN, err);
+	int rc = end ? 0 : -1;
+
+	if (json_type(end) == JSON_OBJECT)
+		rc = json_set_int(o, "resumed_at", json_get_int(end, "resumed_at", 0));
+	json_free(end);
+	return rc;
+}
+
+/* How long it took, and how long the plan said it would on the workers of then. */
+static int add_seconds(struct store *db, const struct job_ref *job, int64_t now_ms, struct json *o, struct err *err)
+{
+	struct query *q = store_select(db, SQL_JOB_DETAILS, err, sql_i(job->pk));
+	int found = query_next(q, err);
+	struct json *plan = found == 1 ? json_parse_stored(query_text(q, 3), err) : NULL;
+	double predicted = json_get_number(json_get(plan, "estimate"), "seconds", -1);
+	int rc = plan ? json_set_number(o, "seconds", (double)(now_ms - job->started_ms) / 1000) : -1;
+
+	query_done(q);
+	if (predicted >= 0) /* a job planned by an earlier version has none */
+		rc |= json_set_number(o, "predicted_seconds", predicted);
+	json_free(plan);
+	return rc;
+}
+
 struct json *finish_run(struct store *db, const struct job_ref *job, int64_t now_ms, struct err *err)
 {
 	struct kind_stats kinds[KIND_COUNT] = { 0 };
@@ -103,7 +133,7 @@ struct json *finish_run(struct store *db, const struct job_ref *job, int64_t now
 	      json_set_int(o, "wall_ms", now_ms - job->started_ms) | json_set_number(o, "peak_rss_bytes", peak);
 	rc |= json_set(o, "kinds", kinds_json(kinds));
 	rc |= json_set(o, "workers", workers);
-	if (rc == 0)
+	if (rc == 0 && add_seconds(db, job, now_ms, o, err) == 0 && add_resumed(db, job, o, err) == 0)
 		return o;
 	json_free(o);
 	return NULL;

@@ -6,6 +6,7 @@
 
 #include "common/alloc.h"
 #include "server/plan_parts.h"
+#include "server/plan_time.h"
 
 enum { SEQ_LEN_DEFAULT = 1024 };
 
@@ -37,6 +38,7 @@ static int check_disk(const struct plan *plan, const struct plan_request *r, str
 int plan_make(struct plan *plan, const struct plan_request *r, struct problems *problems, struct err *err)
 {
 	memset(plan, 0, sizeof(*plan));
+	plan->distill = -1;
 	if (plan_check(plan, r, problems, err) != 0)
 		return -1;
 	if (problems->count > 0)
@@ -55,6 +57,7 @@ void plan_deinit(struct plan *plan)
 	}
 	mem_free(plan->tasks);
 	mem_free(plan->modules);
+	mem_free(plan->quantize);
 	problems_deinit(&plan->warnings);
 	memset(plan, 0, sizeof(*plan));
 }
@@ -69,9 +72,12 @@ static struct json *counts_json(const struct plan *plan)
 
 	for (size_t i = 0; i < plan->task_count; i++)
 		counts[plan->tasks[i].kind]++;
-	for (int k = 1; k < KIND_COUNT; k++)
+	for (int i = 0; i < KIND_COUNT - 1; i++) {
+		enum task_kind k = task_kinds_in_order[i];
+
 		if (counts[k] > 0)
 			rc |= json_set_int(o, task_kind_name(k), counts[k]);
+	}
 	if (rc == 0)
 		return o;
 	json_free(o);
@@ -125,7 +131,42 @@ static struct json *sentences_json(const struct problems *p)
 	return a;
 }
 
-struct json *plan_to_json(const struct plan *plan, const struct plan_request *r)
+static struct json *efforts_json(const struct plan_forecast *f)
+{
+	struct json *o = json_new_object();
+	int rc = 0;
+
+	for (int e = 0; e < EFFORTS; e++)
+		if (f->efforts[e] >= 0)
+			rc |= json_set_number(o, effort_name((enum effort)e), f->efforts[e]);
+	if (o && rc == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+static struct json *forecast_json(const struct plan_forecast *f)
+{
+	struct json *o = json_new_object();
+
+	if ((json_set_int(o, "workers", f->fleet.workers) | json_set_int(o, "threads", f->fleet.threads) |
+	     json_set_bool(o, "measured", f->fleet.measured) | json_set_number(o, "seconds", f->seconds) |
+	     json_set(o, "efforts", efforts_json(f))) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+static double total_work(const struct plan *plan)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < plan->task_count; i++)
+		sum += (double)plan->tasks[i].work;
+	return sum;
+}
+
+struct json *plan_to_json(const struct plan *plan, const struct plan_request *r, const struct plan_forecast *f)
 {
 	struct json *o = json_new_object();
 	int rc = json_set(o, "tasks", counts_json(plan));
@@ -135,6 +176,8 @@ struct json *plan_to_json(const struct plan *plan, const struct plan_request *r)
 	rc |= json_set_number(o, "disk_bytes", (double)plan->disk_bytes);
 	rc |= json_set_number(o, "disk_free_bytes", (double)r->disk_free_bytes);
 	rc |= json_set_number(o, "memory_per_task_bytes", (double)plan->memory_bytes);
+	rc |= json_set_number(o, "work", total_work(plan));
+	rc |= json_set(o, "estimate", forecast_json(f));
 	rc |= json_set_int(o, "shards", plan->shards);
 	rc |= json_set_int(o, "per_shard", plan->per_shard);
 	rc |= json_set_int(o, "seq_len", r->recipe->seq_len);

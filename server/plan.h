@@ -28,9 +28,18 @@ struct plan_text {
 	int64_t pk;             /* the engine's; not used here */
 };
 
+/* The model that an evaluate job compares with. */
+struct plan_reference {
+	const char *name;
+	const struct model_config *config;      /* NULL: there is none */
+	const char *tokenizer_sha256;           /* of tokenizer.json, or NULL */
+};
+
 struct plan_request {
 	const struct recipe *recipe;            /* seq_len resolved: see plan_resolve() */
 	const struct model_config *config;
+	const char *model_name, *tokenizer_sha256; /* used beside a reference */
+	struct plan_reference reference;
 	const struct json *dtypes;              /* {"<tensor>": "BF16"} of the source */
 	const char *const *shards;              /* names of the source's shard files, sorted */
 	const uint64_t *shard_bytes;
@@ -46,6 +55,7 @@ enum { PLAN_INPUT_NAME_MAX = 32 };
 struct plan_input {
 	char name[PLAN_INPUT_NAME_MAX];
 	int64_t from;           /* index of the producer, or -1 */
+	char output[PLAN_INPUT_NAME_MAX]; /* with from >= 0: which of the producer's blobs */
 	const char *sha256;     /* with from == -1; borrowed from the request */
 	uint64_t bytes;
 };
@@ -73,6 +83,8 @@ struct plan {
 	struct plan_task *tasks; size_t task_count, task_cap;
 	struct plan_module *modules; size_t module_count; /* layer by layer, canonical order */
 	size_t first_quantize;  /* index of quantize(0); the others follow */
+	int64_t *quantize;      /* index of quantize(l) for every layer; owned, NULL in an evaluate job */
+	int64_t distill;        /* index of the distill task, or -1 */
 	int64_t shards, per_shard;
 	int64_t chunks[RECIPE_EVALS_MAX];
 	uint64_t disk_bytes, memory_bytes;
@@ -89,7 +101,9 @@ int plan_make(struct plan *plan, const struct plan_request *request, struct prob
 	      struct err *err);
 void plan_deinit(struct plan *plan);
 
-/* The reply to a dry run; NULL when out of memory. */
-struct json *plan_to_json(const struct plan *plan, const struct plan_request *request);
+/* The reply to a dry run, its times by plan_time.h; NULL when out of memory. */
+struct plan_forecast;
+struct json *plan_to_json(const struct plan *plan, const struct plan_request *request,
+			  const struct plan_forecast *forecast);
 
 #endif

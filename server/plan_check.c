@@ -159,11 +159,11 @@ static int check_lengths(const struct plan_request *r, struct problems *problems
 			 r->config->max_position) != 0)
 		return -1;
 	if (recipe->kind == RECIPE_QUANTIZE &&
-	    r->calibration.bytes / seq_len < (uint64_t)recipe->samples &&
+	    r->calibration.bytes / seq_len < (uint64_t)recipe_sequences(recipe) &&
 	    problems_add(problems,
 			 "calibration text %s has %" PRIu64 " bytes, too few for %" PRId64 " samples of %" PRIu64
 			 " tokens; give a longer text, fewer samples or a smaller seq_len",
-			 r->calibration.name, r->calibration.bytes, recipe->samples, seq_len) != 0)
+			 r->calibration.name, r->calibration.bytes, recipe_sequences(recipe), seq_len) != 0)
 		return -1;
 	for (size_t i = 0; i < recipe->eval_count; i++)
 		if (r->evals[i].bytes < seq_len &&
@@ -180,10 +180,10 @@ static int check_size(const struct plan_request *r, struct problems *problems)
 {
 	uint64_t tasks;
 
-	if (u64_mul((uint64_t)r->recipe->samples, r->config->layers, &tasks) && tasks / 16 <= TASKS_MAX)
+	if (u64_mul((uint64_t)recipe_sequences(r->recipe), r->config->layers, &tasks) && tasks / 16 <= TASKS_MAX)
 		return 0;
 	return problems_add(problems, "%" PRId64 " samples through %zu layers are more than a job may have",
-			    r->recipe->samples, r->config->layers);
+			    recipe_sequences(r->recipe), r->config->layers);
 }
 
 int plan_check(struct plan *plan, const struct plan_request *r, struct problems *problems, struct err *err)
@@ -192,7 +192,7 @@ int plan_check(struct plan *plan, const struct plan_request *r, struct problems 
 
 	if (quantize && fill_modules(plan, r, err) != 0)
 		return -1;
-	if (check_lengths(r, problems) != 0 ||
+	if (check_lengths(r, problems) != 0 || plan_check_reference(r, problems) != 0 ||
 	    (quantize && (check_groups(plan, problems) != 0 || check_formats(plan, r, problems) != 0 ||
 			  check_size(r, problems) != 0 || warn_overrides(plan, r) != 0)))
 		return err_set_nomem(err, "the list of problems");

@@ -10,6 +10,11 @@ enum {
 	MEGA = 1000000,
 	FIT_OPS = 400,          /* operations per weight of the initialization search */
 	PIECE_SEQUENCES = 4,    /* sequences that pass through a block at once, at most */
+	TRAIN_OPS = 100,        /* operations per trained weight and step: gradient of the grid, Adam, new values */
+	BLOCK_BATCH = 4, BLOCK_PROBE = 8, /* sequences; see plan_distill.c and the worker's tasks */
+	MODEL_BATCH = 2, MODEL_PROBE = 16,
+	STATE_FLOATS = 3,       /* per weight whose code is trained: the latent code and two moments */
+	SCRATCH_FLOATS = 2,     /* per weight of the block at work: its value and its gradient */
 };
 static const uint64_t process_bytes = 64u << 20; /* what a worker needs before any task */
 
@@ -60,11 +65,45 @@ int64_t plan_work_capture(const struct plan_request *r, int64_t sequences)
 	return as_work(block_ops(r, (double)sequences * (double)r->recipe->seq_len));
 }
 
+/* One pass over the vocabulary. */
+static double head_ops(const struct plan_request *r, double tokens)
+{
+	return tokens * 2 * (double)r->config->vocab * (double)r->config->hidden;
+}
+
+static double least(double a, double b)
+{
+	return a < b ? a : b;
+}
+
+/* The targets once, then per epoch forward and backward: three times the operations of a forward pass. */
+static double distill_block_ops(const struct plan_request *r)
+{
+	double n = (double)recipe_distill_sequences(r->recipe), epochs = (double)r->recipe->block_epochs;
+	double sequence = block_ops(r, (double)r->recipe->seq_len);
+	double probe = least(n, BLOCK_PROBE) * (epochs + 1);
+
+	return sequence * (n + probe + 3 * epochs * n) +
+	       epochs * n / BLOCK_BATCH * layer_params(r->config) * TRAIN_OPS;
+}
+
+/* Per epoch forward, forward again layer by layer, and backward; the head of both models twice and its gradient. */
+int64_t plan_work_distill(const struct plan_request *r)
+{
+	double n = (double)recipe_distill_sequences(r->recipe), epochs = (double)r->recipe->epochs;
+	double seq_len = (double)r->recipe->seq_len, layers = (double)r->config->layers;
+	double sequence = block_ops(r, seq_len) * layers, head = head_ops(r, seq_len);
+	double probe = least(n, MODEL_PROBE) * (epochs + 1);
+
+	return as_work(epochs * n * (4 * sequence + 5 * head) + probe * (sequence + 4 * head) +
+		       epochs * n / MODEL_BATCH * layers * layer_params(r->config) * TRAIN_OPS);
+}
+
 int64_t plan_work_quantize(const struct plan *plan, const struct plan_request *r, int64_t layer)
 {
 	double tokens = (double)r->recipe->samples * (double)r->recipe->seq_len;
 	double ops = block_ops(r, tokens);
-	bool site_done[SITE_COUNT] = { false };
+	bool site_done[SITE_COUNT] = { false }, any = false;
 
 	for (size_t i = (size_t)layer * LIN_COUNT; i < (size_t)(layer + 1) * LIN_COUNT; i++) {
 		const struct plan_module *m = &plan->modules[i];
@@ -76,17 +115,20 @@ int64_t plan_work_quantize(const struct plan *plan, const struct plan_request *r
 		if (!site_done[site])
 			ops += tokens * cols * cols + cols * cols * cols;
 		site_done[site] = true;
-		ops += rows * cols * FIT_OPS + 2 * rows * cols * cols;
+		ops += rows * cols * FIT_OPS + (2 + 2 * (double)r->recipe->refine) * rows * cols * cols;
+		any = true;
 	}
+	if (any && recipe_distills_blocks(r->recipe))
+		ops += distill_block_ops(r);
 	return as_work(ops);
 }
 
-int64_t plan_work_evaluate(const struct plan_request *r, int64_t windows)
+/* Comparing: the head of both models twice, for the normalization and for the divergence. */
+int64_t plan_work_evaluate(const struct plan_request *r, int64_t windows, bool compared)
 {
 	double tokens = (double)windows * (double)r->recipe->seq_len;
 
-	return as_work(block_ops(r, tokens) * (double)r->config->layers +
-		       tokens * 2 * (double)r->config->vocab * (double)r->config->hidden);
+	return as_work(block_ops(r, tokens) * (double)r->config->layers + head_ops(r, tokens) * (compared ? 4 : 1));
 }
 
 int64_t plan_windows(const struct plan_request *r, const struct plan_text *text)
@@ -153,31 +195,102 @@ static uint64_t quantize_bytes(const struct plan *plan, const struct plan_reques
 	return sat_add(sat_add(sites, sat_mul(12, sat_mul(largest, largest))), sat_mul(10, module));
 }
 
+static uint64_t state_floats(const struct plan_request *r)
+{
+	return r->recipe->train_codes ? STATE_FLOATS : 1;
+}
+
+/* One block in training: its state, its values and gradients, and `more` floats a weight. */
+static uint64_t training_bytes(const struct plan_request *r, uint64_t more)
+{
+	return sat_mul((state_floats(r) + SCRATCH_FLOATS + more) * sizeof(float), (uint64_t)layer_params(r->config));
+}
+
+/* A batch's hidden states behind every layer, what goes back through them, and the head's three. */
+static uint64_t distill_bytes(const struct plan_request *r)
+{
+	uint64_t states = sat_mul((uint64_t)r->config->layers + 7, plan_hidden_shard_bytes(r, MODEL_BATCH));
+
+	states = max_u64(states, plan_hidden_shard_bytes(r, MODEL_PROBE));
+	return sat_add(sat_add(training_bytes(r, 0), states), activation_bytes(r));
+}
+
 static uint64_t memory_bytes(const struct plan *plan, const struct plan_request *r)
 {
 	uint64_t layer = sat_mul(sizeof(float), (uint64_t)layer_params(r->config));
 	uint64_t forward = sat_add(layer, activation_bytes(r));
 	uint64_t head = sat_mul(sat_mul(r->config->vocab, r->config->hidden), sizeof(float));
-	uint64_t quantize = sat_add(forward, quantize_bytes(plan, r));
-	uint64_t evaluate = r->recipe->eval_count > 0 ? sat_add(forward, head) : 0;
+	uint64_t quantize = quantize_bytes(plan, r);
+	uint64_t most = r->recipe->eval_count > 0 ? sat_add(forward, head) : 0;
 
-	return sat_add(process_bytes, max_u64(max_u64(forward, quantize), evaluate));
+	if (plan->module_count > 0 && recipe_distills_blocks(r->recipe))
+		quantize = max_u64(quantize, sat_add(training_bytes(r, r->recipe->train_codes), /* and the best so far */
+						     plan_hidden_shard_bytes(r, 3 * BLOCK_BATCH)));
+	most = max_u64(most, sat_add(forward, quantize));
+	if (plan->distill >= 0)
+		most = max_u64(most, sat_add(distill_bytes(r), head));
+	return sat_add(process_bytes, most);
+}
+
+/* Hidden states of the layers at work, and of the original model's last layer while they are targets. */
+static uint64_t calibration_bytes(const struct plan *plan, const struct plan_request *r)
+{
+	uint64_t live = r->config->layers < LIVE_LAYERS ? r->config->layers : LIVE_LAYERS;
+	uint64_t hidden = sat_mul(live, plan_hidden_shard_bytes(r, recipe_sequences(r->recipe)));
+	uint64_t chains = r->recipe->propagate == PROPAGATE_QUANTIZED ? 2 : 1;
+
+	if (plan->distill < 0)
+		return hidden;
+	return sat_add(hidden, sat_mul(chains, plan_hidden_shard_bytes(r, recipe_distill_sequences(r->recipe))));
+}
+
+/* Final hidden states of the model compared with, on the texts: all of them, when other workers are ahead. */
+static uint64_t reference_bytes(const struct plan_request *r)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < r->recipe->eval_count; i++)
+		sum = sat_add(sum, plan_hidden_shard_bytes(r, plan_windows(r, &r->evals[i])));
+	return sum;
+}
+
+/* All layers as quantize and distill hand them in: as large as the first (packed) format. */
+static uint64_t layer_output_bytes(const struct plan *plan)
+{
+	return plan->output_count > 0 ? plan->outputs[0].bytes : 0;
+}
+
+/* The distill task's newest checkpoint and the one that replaces it: the state, and the best layers so far. */
+static uint64_t checkpoint_bytes(const struct plan *plan, const struct plan_request *r)
+{
+	uint64_t state = sat_mul(sat_mul(state_floats(r) * sizeof(float), (uint64_t)layer_params(r->config)),
+				 r->config->layers);
+
+	return plan->distill < 0 ? 0 : sat_mul(2, sat_add(state, layer_output_bytes(plan)));
+}
+
+/* What a task of the reference model needs; 0 without one. */
+static uint64_t reference_memory(const struct plan *plan, const struct plan_request *r)
+{
+	struct plan_request other = *r;
+
+	other.config = r->reference.config;
+	return other.config ? memory_bytes(plan, &other) : 0;
 }
 
 void plan_estimate(struct plan *plan, const struct plan_request *r)
 {
-	uint64_t results = 0, hidden = 0;
+	uint64_t results = 0, hidden = r->reference.config ? reference_bytes(r) : 0;
 
-	if (r->recipe->kind == RECIPE_QUANTIZE) {
-		uint64_t live = r->config->layers < LIVE_LAYERS ? r->config->layers : LIVE_LAYERS;
-
-		hidden = sat_mul(live, plan_hidden_shard_bytes(r, r->recipe->samples));
-	}
+	if (r->recipe->kind == RECIPE_QUANTIZE)
+		hidden = sat_add(sat_add(calibration_bytes(plan, r), reference_bytes(r)), checkpoint_bytes(plan, r));
+	else if (r->reference.config)
+		hidden = reference_bytes(r);
 	for (size_t i = 0; i < plan->output_count; i++)
 		results = sat_add(results, plan->outputs[i].bytes);
-	/* The layer outputs are as large as the first (packed) format and live until the last is written. */
-	if (plan->output_count > 0)
-		results = sat_add(results, plan->outputs[0].bytes);
+	/* The layer outputs live until the last file is written. Distilled ones replace those before when nothing is
+	 * written yet. */
+	results = sat_add(results, layer_output_bytes(plan));
 	plan->disk_bytes = sat_add(hidden, results);
-	plan->memory_bytes = memory_bytes(plan, r);
+	plan->memory_bytes = max_u64(memory_bytes(plan, r), reference_memory(plan, r));
 }

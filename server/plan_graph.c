@@ -1,4 +1,4 @@
-/* The graph up to assembly: verify, tokenize, embed, capture, quantize, evaluate. */
+/* The graph up to assembly: verify, tokenize, embed, capture, quantize, distill, evaluate. */
 #include <stdio.h>
 #include <string.h>
 
@@ -9,7 +9,7 @@ enum { CHUNK_WINDOWS = 16, CHUNKS_MAX = 256, BYTES_PER_TOKEN = 4 };
 
 static const int64_t kind_order[KIND_COUNT] = {
 	[KIND_TOKENIZE] = 0, [KIND_VERIFY] = 1, [KIND_EMBED] = 2, [KIND_CAPTURE] = 3, [KIND_QUANTIZE] = 4,
-	[KIND_EVALUATE] = 5, [KIND_ASSEMBLE] = 6,
+	[KIND_DISTILL] = 5, [KIND_EVALUATE] = 6, [KIND_ASSEMBLE] = 7,
 };
 
 static int64_t rank_of(enum task_kind kind, int64_t layer)
@@ -42,23 +42,47 @@ int64_t plan_add_task(struct plan *plan, enum task_kind kind, int64_t layer, int
 	return (int64_t)plan->task_count++;
 }
 
-int plan_add_input(struct plan *plan, int64_t index, const char *name, int64_t from,
-		   const struct plan_text *text, struct err *err)
+/* Room for one more input of the task; NULL without memory. */
+static struct plan_input *next_input(struct plan_task *t, struct err *err)
 {
-	struct plan_task *t = &plan->tasks[index];
 	size_t n = t->input_count;
-	struct plan_input *in;
 
 	if ((n & (n - 1)) == 0) { /* 0, 1, 2, 4 ...: grow to 1, 2, 4, 8 */
 		struct plan_input *grown = mem_realloc(t->inputs, n ? 2 * n : 1, sizeof(*grown));
 
-		if (!grown)
-			return err_set_nomem(err, "the task graph");
+		if (!grown) {
+			err_set_nomem(err, "the task graph");
+			return NULL;
+		}
 		t->inputs = grown;
 	}
-	in = &t->inputs[t->input_count++];
-	*in = (struct plan_input){ .from = from, .sha256 = from < 0 ? text->sha256 : NULL,
-				   .bytes = from < 0 ? text->bytes : 0 };
+	return &t->inputs[t->input_count++];
+}
+
+int plan_add_output_input(struct plan *plan, int64_t index, const char *name, int64_t from, const char *output,
+			  struct err *err)
+{
+	struct plan_input *in = next_input(&plan->tasks[index], err);
+
+	if (!in)
+		return -1;
+	*in = (struct plan_input){ .from = from };
+	snprintf(in->name, sizeof(in->name), "%s", name);
+	snprintf(in->output, sizeof(in->output), "%s", output);
+	return 0;
+}
+
+int plan_add_input(struct plan *plan, int64_t index, const char *name, int64_t from,
+		   const struct plan_text *text, struct err *err)
+{
+	struct plan_input *in;
+
+	if (from >= 0)
+		return plan_add_output_input(plan, index, name, from, task_kind_output(plan->tasks[from].kind), err);
+	in = next_input(&plan->tasks[index], err);
+	if (!in)
+		return -1;
+	*in = (struct plan_input){ .from = -1, .sha256 = text->sha256, .bytes = text->bytes };
 	snprintf(in->name, sizeof(in->name), "%s", name);
 	return 0;
 }
@@ -76,6 +100,11 @@ void spec_int(struct spec *s, const char *key, int64_t value)
 void spec_text(struct spec *s, const char *key, const char *value)
 {
 	s->rc |= json_set_string(s->object, key, value);
+}
+
+void spec_bool(struct spec *s, const char *key, bool value)
+{
+	s->rc |= json_set_bool(s->object, key, value);
 }
 
 struct json *spec_done(struct spec *s)
@@ -110,7 +139,7 @@ int64_t plan_add_tokenize(struct plan *plan, const struct plan_request *r, const
 	spec_text(&s, "role", role);
 	spec_text(&s, "name", text->name);
 	spec_text(&s, "format", text->format);
-	spec_int(&s, "samples", strcmp(role, "eval") == 0 ? 0 : r->recipe->samples);
+	spec_int(&s, "samples", strcmp(role, "eval") == 0 ? 0 : recipe_sequences(r->recipe));
 	spec_int(&s, "seq_len", r->recipe->seq_len);
 	spec_int(&s, "max_windows", text->max_windows);
 	spec_int(&s, "seed", strcmp(role, "eval") == 0 ? 0 : (int64_t)r->recipe->seed);
@@ -135,40 +164,66 @@ static int64_t count_chunks(const struct plan_request *r, const struct plan_text
 	return chunks < 1 ? 1 : chunks > CHUNKS_MAX ? CHUNKS_MAX : (int64_t)chunks;
 }
 
-static int add_layer_inputs(struct plan *plan, const struct plan_request *r, int64_t index, struct err *err)
+/* A chunk of windows of one text. */
+struct chunk { size_t text; int64_t number, tokens; };
+
+static int64_t add_evaluate(struct plan *plan, const struct plan_request *r, const struct chunk *c,
+			    const char *model, bool keep_hidden, bool compared, struct err *err)
 {
-	int64_t layer_task = (int64_t)plan->first_quantize;
+	struct spec s = spec_new();
+	int64_t chunks = plan->chunks[c->text];
+	int64_t windows = plan_windows(r, &r->evals[c->text]) / chunks + 1;
+	int64_t index;
 
-	for (size_t l = 0; l < r->config->layers; l++) {
-		char name[PLAN_INPUT_NAME_MAX];
+	spec_text(&s, "model", model);
+	spec_int(&s, "text", (int64_t)c->text);
+	spec_int(&s, "chunk", c->number);
+	spec_int(&s, "chunks", chunks);
+	spec_int(&s, "seq_len", r->recipe->seq_len);
+	if (keep_hidden)
+		spec_bool(&s, "keep_hidden", true);
+	index = plan_add_task(plan, KIND_EVALUATE, -1, c->number, plan_work_evaluate(r, windows, compared),
+			      spec_done(&s), err);
+	if (index < 0 || plan_add_input(plan, index, "tokens", c->tokens, NULL, err) != 0)
+		return -1;
+	return index;
+}
 
-		while (plan->tasks[layer_task].kind != KIND_QUANTIZE ||
-		       plan->tasks[layer_task].layer != (int64_t)l)
-			layer_task++;
-		snprintf(name, sizeof(name), "layer-%zu", l);
-		if (plan_add_input(plan, index, name, layer_task, NULL, err) != 0)
+/* The quantized model on the windows whose final hidden states of the original are an output of `original`. */
+static int add_compared(struct plan *plan, const struct plan_request *r, const struct chunk *c,
+			int64_t original, struct err *err)
+{
+	int64_t index = add_evaluate(plan, r, c, "quantized", false, true, err);
+
+	if (index < 0 || plan_add_output_input(plan, index, "reference", original, "hidden", err) != 0)
+		return -1;
+	for (size_t l = 0; l < r->config->layers; l++)
+		if (plan_add_layer_input(plan, index, (int64_t)l, err) != 0)
 			return -1;
-	}
 	return 0;
 }
 
-static int add_evaluate(struct plan *plan, const struct plan_request *r, size_t text, int64_t chunk,
-			int64_t tokens, bool quantized, struct err *err)
+/* The reference, whose last hidden states the model's own task reads. */
+static int add_referenced(struct plan *plan, const struct plan_request *r, const struct chunk *c, struct err *err)
 {
-	struct spec s = spec_new();
-	int64_t chunks = plan->chunks[text];
-	int64_t windows = plan_windows(r, &r->evals[text]) / chunks + 1;
-	int64_t index;
+	int64_t reference = add_evaluate(plan, r, c, "reference", true, false, err);
+	int64_t own = reference < 0 ? -1 : add_evaluate(plan, r, c, "original", false, true, err);
 
-	spec_text(&s, "model", quantized ? "quantized" : "original");
-	spec_int(&s, "text", (int64_t)text);
-	spec_int(&s, "chunk", chunk);
-	spec_int(&s, "chunks", chunks);
-	spec_int(&s, "seq_len", r->recipe->seq_len);
-	index = plan_add_task(plan, KIND_EVALUATE, -1, chunk, plan_work_evaluate(r, windows), spec_done(&s), err);
-	if (index < 0 || plan_add_input(plan, index, "tokens", tokens, NULL, err) != 0)
+	return own < 0 ? -1 : plan_add_output_input(plan, own, "reference", reference, "hidden", err);
+}
+
+/* Original and quantized in turn: where nothing waits, the hidden states of one chunk exist at a time. */
+static int add_chunk(struct plan *plan, const struct plan_request *r, const struct chunk *c, struct err *err)
+{
+	bool quantize = r->recipe->kind == RECIPE_QUANTIZE;
+	int64_t original;
+
+	if (r->reference.config)
+		return add_referenced(plan, r, c, err);
+	original = add_evaluate(plan, r, c, "original", quantize, false, err);
+	if (original < 0)
 		return -1;
-	return quantized ? add_layer_inputs(plan, r, index, err) : 0;
+	return quantize ? add_compared(plan, r, c, original, err) : 0;
 }
 
 static int add_text(struct plan *plan, const struct plan_request *r, size_t text, struct err *err)
@@ -178,10 +233,9 @@ static int add_text(struct plan *plan, const struct plan_request *r, size_t text
 	if (tokens < 0)
 		return -1;
 	plan->chunks[text] = count_chunks(r, &r->evals[text]);
-	for (int quantized = 0; quantized <= (r->recipe->kind == RECIPE_QUANTIZE); quantized++)
-		for (int64_t c = 0; c < plan->chunks[text]; c++)
-			if (add_evaluate(plan, r, text, c, tokens, quantized, err) != 0)
-				return -1;
+	for (int64_t c = 0; c < plan->chunks[text]; c++)
+		if (add_chunk(plan, r, &(struct chunk){ text, c, tokens }, err) != 0)
+			return -1;
 	return 0;
 }
 

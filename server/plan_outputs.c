@@ -1,5 +1,4 @@
 /* Which tensors go into which file of each format: model order, cut at max_shard_size. */
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -220,26 +219,15 @@ static struct json *file_spec(const struct out_list *o, size_t first, size_t end
 	return NULL;
 }
 
-static int64_t quantize_index(const struct plan *plan, int64_t layer)
-{
-	for (size_t i = plan->first_quantize; i < plan->task_count; i++)
-		if (plan->tasks[i].kind == KIND_QUANTIZE && plan->tasks[i].layer == layer)
-			return (int64_t)i;
-	return -1;
-}
-
 static int add_file_inputs(struct out_list *o, int64_t index, size_t first, size_t end)
 {
 	int64_t last = -1;
 
 	for (size_t i = first; i < end; i++) {
-		char name[PLAN_INPUT_NAME_MAX];
-
 		if (o->items[i].layer < 0 || o->items[i].layer == last)
 			continue; /* layers come in order */
 		last = o->items[i].layer;
-		snprintf(name, sizeof(name), "layer-%" PRId64, last);
-		if (plan_add_input(o->plan, index, name, quantize_index(o->plan, last), NULL, o->err) != 0)
+		if (plan_add_layer_input(o->plan, index, last, o->err) != 0)
 			return -1;
 	}
 	return 0;

@@ -23,6 +23,7 @@ const struct route routes[] = {
 	{ "POST", "/v1/jobs", VERB_JOB_SUBMIT, route_verb, ACCESS_SUBMIT, BODY_JSON, "dry_run" },
 	{ "GET", "/v1/jobs/{id}", VERB_JOB_GET, route_job, ACCESS_VIEW, BODY_NONE, "wait_for_change" },
 	{ "DELETE", "/v1/jobs/{id}", VERB_JOB_DELETE, route_verb, ACCESS_RELEASE, BODY_NONE, "" },
+	{ "GET", "/v1/jobs/{id}/curves", VERB_JOB_CURVES, route_verb, ACCESS_VIEW, BODY_NONE, "" },
 	{ "GET", "/v1/jobs/{id}/tasks", VERB_JOB_TASKS, route_verb, ACCESS_VIEW, BODY_NONE, "state " LIST },
 	{ "GET", "/v1/jobs/{id}/events", VERB_JOB_EVENTS, route_events, ACCESS_VIEW, BODY_NONE, "after" },
 	{ "GET", "/v1/jobs/{id}/report", VERB_JOB_REPORT, route_verb, ACCESS_VIEW, BODY_NONE, "" },
@@ -51,6 +52,7 @@ const struct route routes[] = {
 
 	{ "POST", "/v1/leases", VERB_LEASE, route_lease, ACCESS_WORK, BODY_JSON, "" },
 	{ "POST", "/v1/leases/{id}/heartbeat", VERB_HEARTBEAT, route_verb, ACCESS_WORK, BODY_JSON, "" },
+	{ "POST", "/v1/leases/{id}/checkpoint", VERB_CHECKPOINT, route_verb, ACCESS_WORK, BODY_JSON, "" },
 	{ "POST", "/v1/leases/{id}/complete", VERB_COMPLETE, route_verb, ACCESS_WORK, BODY_JSON, "" },
 	{ "POST", "/v1/leases/{id}/fail", VERB_FAIL, route_verb, ACCESS_WORK, BODY_JSON, "" },
 	{ "POST", "/v1/leases/{id}/release", VERB_RELEASE, route_verb, ACCESS_WORK, BODY_JSON, "" },

@@ -36,6 +36,12 @@ static const struct { const char *name, *output; } task_kinds[KIND_COUNT] = {
 	[KIND_QUANTIZE] = { "quantize", "layer" },
 	[KIND_EVALUATE] = { "evaluate", NULL },
 	[KIND_ASSEMBLE] = { "assemble", "file" },
+	[KIND_DISTILL]  = { "distill", NULL },
+};
+
+const enum task_kind task_kinds_in_order[KIND_COUNT - 1] = {
+	KIND_VERIFY, KIND_TOKENIZE, KIND_EMBED, KIND_CAPTURE, KIND_QUANTIZE, KIND_DISTILL, KIND_EVALUATE,
+	KIND_ASSEMBLE,
 };
 
 const char *job_state_name(int64_t state)

@@ -30,7 +30,7 @@ enum task_state {
 
 enum task_kind {
 	KIND_VERIFY = 1, KIND_TOKENIZE = 2, KIND_EMBED = 3, KIND_CAPTURE = 4, KIND_QUANTIZE = 5,
-	KIND_EVALUATE = 6, KIND_ASSEMBLE = 7, KIND_COUNT = 8
+	KIND_EVALUATE = 6, KIND_ASSEMBLE = 7, KIND_DISTILL = 8, KIND_COUNT = 9
 };
 
 /* "RUNNING"; "?" for a number outside the enum. */
@@ -39,8 +39,10 @@ const char *task_state_name(int64_t state);
 const char *task_kind_name(int64_t kind);
 /* 0 when unknown. */
 enum job_state job_state_from_name(const char *name);
-/* Name of the one blob that tasks of this kind make, or NULL. */
+/* Name of the one blob that every task of this kind makes, or NULL: none, or what their readers' inputs name. */
 const char *task_kind_output(int64_t kind);
+/* All kinds in the order in which a job passes through them, which is not that of their numbers. */
+extern const enum task_kind task_kinds_in_order[KIND_COUNT - 1];
 
 bool job_state_final(int64_t state); /* DONE, FAILED, CANCELLED */
 bool job_move_allowed(int64_t from, int64_t to);

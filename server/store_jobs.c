@@ -17,8 +17,8 @@ const struct sql_text store_sql_jobs[] = {
 	  "unfinished, unfinished_main, leased, created_ms) VALUES (?1, ?2, ?3, 1, 1, ?4, ?5, ?6, ?5, "
 	  "?7, 0, ?8)" },
 	{ SQL_JOB_DETAILS_ADD,
-	  "INSERT INTO job_details (job, name, model, summary, recipe, plan) VALUES (?1, ?2, ?3, ?4, "
-	  "?5, ?6)" },
+	  "INSERT INTO job_details (job, name, model, summary, recipe, plan, reference) VALUES (?1, ?2, "
+	  "?3, ?4, ?5, ?6, ?7)" },
 	{ SQL_JOB_DETAILS,
 	  "SELECT name, summary, recipe, plan, failure, failed_task FROM job_details WHERE job = ?1" },
 	{ SQL_JOB_DATASET_ADD,

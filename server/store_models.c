@@ -11,15 +11,15 @@ const struct sql_text store_sql_models[] = {
 	  "SELECT bytes FROM blobs WHERE sha256 = ?1" },
 	{ SQL_BLOB_USED,
 	  "SELECT 1 WHERE EXISTS (SELECT 1 FROM task_outputs WHERE sha256 = ?1) OR EXISTS (SELECT 1 "
-	  "FROM datasets WHERE sha256 = ?1) OR EXISTS (SELECT 1 FROM job_files WHERE sha256 = ?1) OR "
-	  "EXISTS (SELECT 1 FROM model_files f JOIN models m ON m.pk = f.model WHERE f.sha256 = ?1 AND "
-	  "m.path IS NULL)" },
+	  "FROM task_checkpoints WHERE sha256 = ?1) OR EXISTS (SELECT 1 FROM datasets WHERE sha256 = "
+	  "?1) OR EXISTS (SELECT 1 FROM job_files WHERE sha256 = ?1) OR EXISTS (SELECT 1 FROM "
+	  "model_files f JOIN models m ON m.pk = f.model WHERE f.sha256 = ?1 AND m.path IS NULL)" },
 	{ SQL_BLOB_REMOVE,
 	  "DELETE FROM blobs WHERE sha256 = ?1" },
 	{ SQL_BLOB_ORPHANS,
 	  "SELECT b.sha256 FROM blobs b WHERE b.created_ms < ?1 AND NOT (EXISTS (SELECT 1 FROM "
-	  "task_outputs WHERE sha256 = b.sha256) OR EXISTS (SELECT 1 FROM datasets WHERE sha256 = "
-	  "b.sha256) OR EXISTS (SELECT 1 FROM job_files WHERE sha256 = b.sha256) OR EXISTS (SELECT 1 "
+	  "task_outputs WHERE sha256 = b.sha256) OR EXISTS (SELECT 1 FROM task_checkpoints WHERE "
+	  "sha256 = b.sha256) OR EXISTS (SELECT 1 FROM datasets WHERE sha256 = b.sha256) OR EXISTS (SELECT 1 FROM job_files WHERE sha256 = b.sha256) OR EXISTS (SELECT 1 "
 	  "FROM model_files f JOIN models m ON m.pk = f.model WHERE f.sha256 = b.sha256 AND m.path IS "
 	  "NULL)) LIMIT ?2" },
 	{ SQL_BLOB_COUNTS,
@@ -45,13 +45,16 @@ const struct sql_text store_sql_models[] = {
 	  "SELECT name, role, bytes, sha256, header_sha256 FROM model_files WHERE model = ?1 ORDER BY "
 	  "name" },
 	{ SQL_MODEL_IN_USE,
-	  "SELECT j.pk FROM job_details d JOIN jobs j ON j.pk = d.job WHERE d.model = ?1 AND j.state IN "
-	  "(1, 2, 3, 5) LIMIT 1" },
+	  "SELECT j.pk FROM job_details d JOIN jobs j ON j.pk = d.job WHERE (d.model = ?1 OR "
+	  "d.reference = ?1) AND j.state IN (1, 2, 3, 5) LIMIT 1" },
 	{ SQL_MODEL_REMOVE,
 	  "DELETE FROM models WHERE pk = ?1" },
 	{ SQL_JOB_MODEL,
 	  "SELECT m.pk, m.id, m.path, m.config FROM job_details d JOIN models m ON m.pk = d.model WHERE "
 	  "d.job = ?1" },
+	{ SQL_JOB_REFERENCE,
+	  "SELECT m.pk, m.id, m.path, m.config, m.name FROM job_details d JOIN models m ON m.pk = "
+	  "d.reference WHERE d.job = ?1" },
 	{ SQL_JOB_MODEL_FILES,
 	  "SELECT f.name, f.role, f.bytes, f.sha256, f.header_sha256 FROM job_details d JOIN "
 	  "model_files f ON f.model = d.model WHERE d.job = ?1 ORDER BY f.name" },
@@ -109,6 +112,8 @@ const struct sql_text store_sql_models[] = {
 	  "lost AND NOT draining AND busy), 0), coalesce(sum(NOT lost AND NOT draining AND NOT busy), "
 	  "0) FROM (SELECT w.last_seen_ms < ?1 AS lost, w.draining AS draining, EXISTS (SELECT 1 FROM "
 	  "tasks t WHERE t.state = 3 AND t.worker = w.pk) AS busy FROM workers w)" },
+	{ SQL_WORKER_THREADS,
+	  "SELECT count(*), coalesce(sum(threads), 0) FROM workers WHERE last_seen_ms >= ?1 AND draining = 0" },
 	{ SQL_WORKER_MOST_MEMORY,
 	  "SELECT coalesce(max(memory_bytes), 0) FROM workers WHERE last_seen_ms >= ?1" },
 	{ SQL_COUNT, NULL },

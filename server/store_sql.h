@@ -24,7 +24,7 @@ enum sql {
 	SQL_JOB_BY_PK,              /* (job) -> the same */
 	SQL_JOB_PK,                 /* (id) -> pk */
 	SQL_JOB_ADD,                /* (id subject kind first_task task_count first_quantize main_tasks now) */
-	SQL_JOB_DETAILS_ADD,        /* (job name model summary recipe plan) */
+	SQL_JOB_DETAILS_ADD,        /* (job name model summary recipe plan reference) */
 	SQL_JOB_DETAILS,            /* (job) -> name summary recipe plan failure failed_task */
 	SQL_JOB_DATASET_ADD,        /* (job ord role dataset name sha256 bytes) */
 	SQL_JOB_DATASETS,           /* (job) -> ord role name sha256 bytes */
@@ -71,22 +71,28 @@ enum sql {
 	SQL_TASKS_STOPPED,          /* (first last) -> pk kind state epoch deps_left */
 	SQL_TASKS_REMOVE,           /* (first last) */
 	SQL_TASK_COUNTS,            /* -> state count */
+	SQL_KIND_SPEEDS,            /* (live_since newest least_work) -> kind work wall_ms, by live workers */
 	SQL_TASK_STATS,             /* (first last) -> kind wall_ms stats worker */
 	SQL_SPECS_OF_KIND,          /* (first last kind) -> spec */
 	SQL_RESULTS_OF_KIND,        /* (first last kind) -> spec result output_bytes */
-	SQL_EVALUATE_RESULTS,       /* (first last) -> spec result (NULL while open) */
+	SQL_TASK_RESULTS,           /* (first last kind) -> spec result (NULL while open) */
+	SQL_DISTILL_LAYERS,         /* (first last) -> layer distill */
 	SQL_RESULT_ADD,             /* (task digest result stats worker_name) */
 	SQL_RESULT_DIGEST,          /* (task) -> digest */
 	SQL_CONSUMERS,              /* (task above limit) -> task */
 	SQL_DEP_DONE,               /* (task) */
 	SQL_DEPS_LEFT,              /* (task) -> count */
 	SQL_INPUTS_FROM,            /* (task above limit) -> ord from_task output */
-	SQL_OUTPUT_ADD,             /* (task name sha256 bytes) */
+	SQL_OUTPUTS_WANTED,         /* (task) -> name readers, of the outputs that inputs name */
+	SQL_OUTPUT_ADD,             /* (task name sha256 bytes readers) */
 	SQL_OUTPUT_READ,            /* (task name) */
 	SQL_OUTPUT_UNREAD,          /* (task name) -> sha256 when nobody needs it */
 	SQL_OUTPUT_REMOVE,          /* (task name) */
 	SQL_OUTPUTS_OF,             /* (first last) -> sha256 */
 	SQL_OUTPUTS_REMOVE,         /* (first last) */
+	SQL_CHECKPOINT_SET,         /* (task sha256 bytes) */
+	SQL_CHECKPOINT_REMOVE,      /* (task) */
+	SQL_CHECKPOINTS,            /* (first last) -> task sha256 bytes, of the first that has one */
 	SQL_READY_NEXT_GROUP,       /* (rank job) -> rank job */
 	SQL_READY_IN_GROUP,         /* (rank job) -> the columns of read_candidate() */
 	SQL_READY_READERS,          /* (sha256 rank) -> the same */
@@ -117,6 +123,7 @@ enum sql {
 	SQL_MODEL_IN_USE,           /* (model) -> a job that may still run */
 	SQL_MODEL_REMOVE,           /* (model) */
 	SQL_JOB_MODEL,              /* (job) -> pk id path config */
+	SQL_JOB_REFERENCE,          /* (job) -> pk id path config name of the reference model */
 	SQL_JOB_MODEL_FILES,        /* (job) -> name role bytes sha256 header_sha256 */
 	SQL_DATASET_ADD,            /* (id name sha256 bytes format subject now) */
 	SQL_DATASET_BY_ID,          /* (id) -> the columns of dataset_row() */
@@ -137,6 +144,7 @@ enum sql {
 	SQL_WORKER_TASKS,           /* (worker) -> pk job_id first_task kind layer progress note leased_ms */
 	SQL_WORKER_COUNTS,          /* (live_since) -> lost draining busy idle */
 	SQL_WORKER_MOST_MEMORY,     /* (live_since) -> bytes */
+	SQL_WORKER_THREADS,         /* (live_since) -> workers threads, of those that take tasks */
 	SQL_COUNT
 };
 

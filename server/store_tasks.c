@@ -46,6 +46,10 @@ const struct sql_text store_sql_tasks[] = {
 	  "DELETE FROM tasks WHERE pk BETWEEN ?1 AND ?2" },
 	{ SQL_TASK_COUNTS,
 	  "SELECT state, count(*) FROM tasks GROUP BY state" },
+	{ SQL_KIND_SPEEDS,
+	  "SELECT t.kind, sum(t.work), sum(t.wall_ms) FROM tasks t JOIN workers w ON w.pk = t.worker WHERE "
+	  "t.pk > (SELECT coalesce(max(pk), 0) FROM tasks) - ?2 AND t.state = 4 AND t.work >= ?3 AND "
+	  "t.wall_ms > 0 AND w.draining = 0 AND w.last_seen_ms >= ?1 GROUP BY t.kind" },
 	{ SQL_TASK_STATS,
 	  "SELECT t.kind, t.wall_ms, r.stats, r.worker FROM tasks t JOIN task_results r ON r.task = "
 	  "t.pk WHERE t.pk BETWEEN ?1 AND ?2 ORDER BY t.pk" },
@@ -53,12 +57,16 @@ const struct sql_text store_sql_tasks[] = {
 	  "SELECT s.spec FROM tasks t JOIN task_specs s ON s.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 "
 	  "AND t.kind = ?3 ORDER BY t.pk" },
 	{ SQL_RESULTS_OF_KIND,
-	  "SELECT s.spec, r.result, o.bytes FROM tasks t JOIN task_specs s ON s.task = t.pk JOIN "
-	  "task_results r ON r.task = t.pk LEFT JOIN task_outputs o ON o.task = t.pk WHERE t.pk BETWEEN "
-	  "?1 AND ?2 AND t.kind = ?3 ORDER BY t.pk" },
-	{ SQL_EVALUATE_RESULTS,
+	  "SELECT s.spec, r.result, (SELECT sum(bytes) FROM task_outputs o WHERE o.task = t.pk) FROM "
+	  "tasks t JOIN task_specs s ON s.task = t.pk JOIN task_results r ON r.task = t.pk WHERE t.pk "
+	  "BETWEEN ?1 AND ?2 AND t.kind = ?3 ORDER BY t.pk" },
+	{ SQL_TASK_RESULTS,
 	  "SELECT s.spec, r.result FROM tasks t JOIN task_specs s ON s.task = t.pk LEFT JOIN "
-	  "task_results r ON r.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 AND t.kind = 6 ORDER BY t.pk" },
+	  "task_results r ON r.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 AND t.kind = ?3 ORDER BY t.pk" },
+	{ SQL_DISTILL_LAYERS,
+	  "SELECT t.layer, r.result -> '$.distill' FROM tasks t JOIN task_results r ON r.task = t.pk "
+	  "WHERE t.pk BETWEEN ?1 AND ?2 AND t.kind = 5 AND r.result -> '$.distill.before' IS NOT NULL "
+	  "ORDER BY t.layer" },
 	{ SQL_RESULT_ADD,
 	  "INSERT INTO task_results (task, digest, result, stats, worker) VALUES (?1, ?2, ?3, ?4, ?5)" },
 	{ SQL_RESULT_DIGEST,
@@ -73,9 +81,10 @@ const struct sql_text store_sql_tasks[] = {
 	{ SQL_INPUTS_FROM,
 	  "SELECT ord, from_task, output FROM task_inputs WHERE task = ?1 AND ord > ?2 AND from_task IS "
 	  "NOT NULL ORDER BY ord LIMIT ?3" },
+	{ SQL_OUTPUTS_WANTED,
+	  "SELECT output, count(*) FROM task_inputs WHERE from_task = ?1 GROUP BY output ORDER BY output" },
 	{ SQL_OUTPUT_ADD,
-	  "INSERT INTO task_outputs (task, name, sha256, bytes, readers) VALUES (?1, ?2, ?3, ?4, "
-	  "(SELECT count(*) FROM task_inputs WHERE from_task = ?1 AND output = ?2))" },
+	  "INSERT INTO task_outputs (task, name, sha256, bytes, readers) VALUES (?1, ?2, ?3, ?4, ?5)" },
 	{ SQL_OUTPUT_READ,
 	  "UPDATE task_outputs SET readers = readers - 1 WHERE task = ?1 AND name = ?2" },
 	{ SQL_OUTPUT_UNREAD,
@@ -86,6 +95,14 @@ const struct sql_text store_sql_tasks[] = {
 	  "SELECT sha256 FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
 	{ SQL_OUTPUTS_REMOVE,
 	  "DELETE FROM task_outputs WHERE task BETWEEN ?1 AND ?2" },
+	{ SQL_CHECKPOINT_SET,
+	  "INSERT INTO task_checkpoints (task, sha256, bytes) VALUES (?1, ?2, ?3) ON CONFLICT (task) DO "
+	  "UPDATE SET sha256 = ?2, bytes = ?3" },
+	{ SQL_CHECKPOINT_REMOVE,
+	  "DELETE FROM task_checkpoints WHERE task = ?1" },
+	{ SQL_CHECKPOINTS,
+	  "SELECT task, sha256, bytes FROM task_checkpoints WHERE task BETWEEN ?1 AND ?2 ORDER BY task "
+	  "LIMIT 1" },
 	{ SQL_READY_NEXT_GROUP, /* >= of the next job: SQLite would walk the group for > */
 	  "SELECT rank, job FROM tasks WHERE state = 2 AND (rank, job) >= (?1, ?2 + 1) ORDER BY rank, "
 	  "job LIMIT 1" },

@@ -356,6 +356,86 @@ function renderGrid(job) {
 			if (chosen.layer === layer.layer && chosen.module === module.name) describe(layer, module);
 }
 
+// --- loss curves --------------------------------------------------------------------------------------------
+
+const fixed = (x, digits) => (typeof x === 'number' ? x.toFixed(digits) : '–');
+
+function shape(tag, attributes) {
+	const e = document.createElementNS('http://www.w3.org/2000/svg', tag);
+	for (const [name, value] of Object.entries(attributes)) e.setAttribute(name, value);
+	return e;
+}
+
+// points [[step, value], …] as a line in a unit square that its box stretches; the bottom is 0.
+function plot(points, label) {
+	const svg = shape('svg', { viewBox: '0 0 100 100', preserveAspectRatio: 'none', class: 'plot', role: 'img', 'aria-label': label });
+	const first = points[0][0], span = Math.max(1, points[points.length - 1][0] - first);
+	const top = Math.max(...points.map((p) => p[1])) || 1;
+	const at = (p) => [100 * (p[0] - first) / span, 98 - 96 * Math.max(0, p[1]) / top];
+	svg.append(shape('line', { x1: 0, x2: 100, y1: 98, y2: 98, class: 'zero' }),
+		shape('polyline', { points: points.map((p) => at(p).map((v) => v.toFixed(2)).join(',')).join(' ') }));
+	return { svg, at };
+}
+
+// A curve with a caption that tells the point under the pointer.
+function bigPlot(title, points) {
+	const from = points[0], to = points[points.length - 1];
+	const whole = title + ', training steps ' + from[0] + ' to ' + to[0] + ': ' + fixed(from[1], 4) + ' → ' + fixed(to[1], 4);
+	const { svg, at } = plot(points, whole);
+	const mark = shape('line', { y1: 0, y2: 100, x1: -9, x2: -9, class: 'mark' });
+	const caption = h('figcaption', 'soft', whole);
+	svg.append(mark);
+	svg.addEventListener('pointermove', (event) => {
+		const box = svg.getBoundingClientRect(), x = 100 * (event.clientX - box.left) / box.width;
+		const near = points.reduce((a, b) => (Math.abs(at(b)[0] - x) < Math.abs(at(a)[0] - x) ? b : a));
+		mark.setAttribute('x1', at(near)[0]);
+		mark.setAttribute('x2', at(near)[0]);
+		caption.textContent = title + ' around step ' + near[0] + ': ' + fixed(near[1], 4);
+	});
+	svg.addEventListener('pointerleave', () => { mark.setAttribute('x1', -9); mark.setAttribute('x2', -9); caption.textContent = whole; });
+	return h('figure', 'big-plot', [svg, caption]);
+}
+
+const fell = (d, digits) => fixed(d.before, digits) + ' → ' + fixed(d.after, digits);
+
+function endPart(job, curve) {
+	const end = job.distillation;
+	if (!end || !curve || curve.length === 0) return [];
+	const kl = { before: (end.before || {}).kl, after: (end.after || {}).kl };
+	return [
+		h('p', '', 'The whole model: KL divergence on calibration text ' + fell(kl, 4) + (end.kept === false ?
+			'; the start was best and stays' : '')),
+		h('div', 'pair', [bigPlot('KL divergence', curve.map((p) => [p[0], p[1]])),
+			bigPlot('Hidden states', curve.map((p) => [p[0], p[2]]))]),
+	];
+}
+
+function blockPlot(layer, curve) {
+	const text = 'layer ' + layer.layer + ': relative loss ' + fell(layer.distill, 4) +
+		(layer.distill.kept === false ? ', the start was best and stays' : '');
+	const figure = h('figure', 'small-plot', [curve.length ? plot(curve, text).svg : null,
+		h('figcaption', '', [h('span', 'soft', 'layer ' + layer.layer), h('span', 'num', fell(layer.distill, 3))])]);
+	figure.title = text;
+	return figure;
+}
+
+function blocksPart(job, curves) {
+	const byLayer = new Map(curves.map((l) => [l.layer, l.curve || []]));
+	const plots = (job.layers || []).filter((l) => l.distill).map((l) => blockPlot(l, byLayer.get(l.layer) || []));
+	return plots.length === 0 ? [] : [h('p', '', 'Block by block: relative loss of the output'), h('div', 'small-plots', plots)];
+}
+
+async function renderCurves(job) {
+	const distills = job.recipe && job.recipe.distill && job.recipe.distill !== 'none' && job.kind === 'quantize';
+	const curves = distills ? await readOptional('/v1/jobs/' + encodeURIComponent(job.id) + '/curves') : null;
+	const told = (job.layers || []).filter((l) => l.distill).length + (job.distillation ? 1 : 0); // by the job, read earlier
+	if (view.id !== job.id || (curves && curves === view.curves && told === view.told)) return;
+	Object.assign(view, { curves, told });
+	const parts = curves ? [...endPart(job, curves.distillation), ...blocksPart(job, curves.layers || [])] : [];
+	$('job-curves').hidden = parts.length === 0;
+	$('job-curves').replaceChildren(h('h2', '', 'Distillation'), ...parts);
+}
+
 // --- one job ----------------------------------------------------------------------------------------------
 
 function actionButton(text, sure, path, cls) {
@@ -379,6 +459,7 @@ function renderHead(job) {
 	const model = job.model || {};
 	const facts = [
 		h('span', '', 'model ' + (model.name || '–')),
+		job.reference ? h('span', '', 'against ' + job.reference.name) : null,
 		h('span', 'mono', job.id),
 		h('span', '', 'by ' + job.subject),
 		h('span', '', 'submitted ' + timeText(job.created_ms)),
@@ -403,16 +484,25 @@ function renderFailure(job) {
 	$('job-failure').replaceChildren(h('h2', '', 'Why it failed'), h('p', '', failure.detail), ...attempts);
 }
 
+// [before, after]: the original and the quantized model, or the reference and the job's model.
+function perplexityRows(p, before, after) {
+	const both = typeof before === 'number' && typeof after === 'number';
+	const rows = [h('tr', '', [h('td', 'wide', p.text), h('td', 'num', fixed(before, 3)), h('td', 'num', fixed(after, 3)),
+		h('td', 'num', both ? (after >= before ? '+' : '') + (100 * (after / before - 1)).toFixed(1) + ' %' : '–')])];
+	if (typeof p.kl === 'number' && typeof p.top1 === 'number') {
+		const more = h('td', 'soft compared', 'KL divergence ' + fixed(p.kl, 4) + ' · top-1 agreement ' + fixed(100 * p.top1, 1) + ' %');
+		more.colSpan = 4;
+		rows.push(h('tr', '', more));
+	}
+	return rows;
+}
+
 function perplexityCard(job) {
-	const rows = (job.perplexity || []).map((p) => {
-		const both = typeof p.original === 'number' && typeof p.quantized === 'number';
-		const show = (x) => (typeof x === 'number' ? x.toFixed(3) : '–');
-		return h('tr', '', [h('td', 'wide', p.text), h('td', 'num', show(p.original)), h('td', 'num', show(p.quantized)),
-			h('td', 'num', both ? (p.quantized >= p.original ? '+' : '') + (100 * (p.quantized / p.original - 1)).toFixed(1) +
-				' %' : '–')]);
-	});
-	return h('div', 'card', [h('h2', '', 'Perplexity'), rows.length ? table('', [['', 'Text'], ['num', 'original'],
-		['num', 'quantized'], ['num', 'change']], rows) : h('p', 'soft', 'Nothing is evaluated in this job.')]);
+	const list = job.perplexity || [], compares = list.some((p) => 'reference' in p);
+	const rows = list.flatMap((p) => (compares ? perplexityRows(p, p.reference, p.original) : perplexityRows(p, p.original, p.quantized)));
+	const heads = compares ? ['reference', 'this model'] : ['original', 'quantized'];
+	return h('div', 'card', [h('h2', '', 'Perplexity'), rows.length ? table('', [['', 'Text'], ['num', heads[0]],
+		['num', heads[1]], ['num', 'change']], rows) : h('p', 'soft', 'Nothing is evaluated in this job.')]);
 }
 
 function sizeCard(model, files) {
@@ -474,6 +564,7 @@ async function pollJob() {
 	renderGrid(job.body);
 	renderTasks(job.body);
 	renderRecipe(job.body);
+	await renderCurves(job.body);
 	await renderResults(job.body);
 	view.shown = true;
 }
@@ -530,7 +621,7 @@ async function followEvents(id, signal) {
 
 // --- views and polling -----------------------------------------------------------------------------------------
 
-const view = { name: '', id: '', shown: false, stop: null };
+const view = { name: '', id: '', shown: false, stop: null, curves: null, told: 0 };
 let timer = 0;
 let polling = false;
 let pollAgain = false; // the view changed while a poll was under way
@@ -556,11 +647,13 @@ function openView() {
 	view.name = match ? 'job' : 'overview';
 	view.id = match ? decodeURIComponent(match[1]) : '';
 	view.shown = false;
+	view.curves = null;
 	document.title = 'Quarry';
 	if (match) {
-		for (const part of ['job-head', 'job-results', 'job-grid', 'job-tasks', 'job-recipe', 'job-events'])
+		for (const part of ['job-head', 'job-results', 'job-grid', 'job-curves', 'job-tasks', 'job-recipe', 'job-events'])
 			$(part).replaceChildren();
 		$('job-failure').hidden = true;
+		$('job-curves').hidden = true;
 		chosen.layer = -1;
 		view.stop = new AbortController();
 		followEvents(view.id, view.stop.signal);

@@ -1,0 +1,60 @@
+/* The workers that are there now, and what they have done lately, as plan_time.h wants them. */
+#include <unistd.h>
+
+#include "server/engine_submit.h"
+
+enum { TASKS_LOOKED_AT = 20000, WORK_LEAST = 1000 }; /* small tasks tell of overheads, not of speed */
+
+/* Nobody is there yet: one worker with this machine's cores, which is what `quarry quantize` would start. */
+static int64_t cores(void)
+{
+	long count = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return count > 0 ? count : 1;
+}
+
+static int read_workers(struct store *db, int64_t live_since, int64_t *workers, int64_t *threads, struct err *err)
+{
+	struct query *q = store_select(db, SQL_WORKER_THREADS, err, sql_i(live_since));
+	int found = query_next(q, err);
+
+	if (found == 1) {
+		*workers = query_int(q, 0);
+		*threads = query_int(q, 1);
+	}
+	query_done(q);
+	return found < 0 ? -1 : 0;
+}
+
+static int read_history(struct store *db, int64_t live_since, struct plan_history *history, struct err *err)
+{
+	struct query *q = store_select(db, SQL_KIND_SPEEDS, err, sql_i(live_since), sql_i(TASKS_LOOKED_AT),
+				       sql_i(WORK_LEAST));
+	int more;
+
+	while ((more = query_next(q, err)) == 1) {
+		int64_t kind = query_int(q, 0);
+
+		if (kind <= 0 || kind >= KIND_COUNT)
+			continue;
+		history->work[kind] = query_real(q, 1);
+		history->seconds[kind] = query_real(q, 2) / 1000;
+	}
+	query_done(q);
+	return more < 0 ? -1 : 0;
+}
+
+int submit_forecast(struct submit *s, bool with_efforts, struct plan_forecast *out)
+{
+	int64_t live_since = s->tx->now_ms - s->tx->e->config.lease_ms, workers = 0, threads = 0;
+	struct plan_history history = { 0 };
+
+	if (read_workers(s->tx->db, live_since, &workers, &threads, s->err) != 0 ||
+	    read_history(s->tx->db, live_since, &history, s->err) != 0)
+		return -1;
+	if (workers == 0)
+		threads = cores();
+	workers = workers > 0 ? workers : 1;
+	plan_fleet_init(&out->fleet, workers, threads > workers ? threads : workers, &history);
+	return plan_forecast(out, &s->plan, &s->plan_request, with_efforts, s->err);
+}

@@ -1,0 +1,38 @@
+/* plan_time.h - how long a planned job will take on a fleet: its tasks played through, without doing them.
+ *
+ * Pure arithmetic. A task lasts its work divided by the worker's rate for its kind, and a moment for lease and
+ * transfer; whoever is free takes the ready task of the best rank, as the scheduler does. So what can run side by side
+ * does, and chains (captures of a shard, the sequential order, the distill task) take the time they take.
+ */
+#ifndef QUARRY_SERVER_PLAN_TIME_H
+#define QUARRY_SERVER_PLAN_TIME_H
+
+#include "server/plan.h"
+
+struct plan_fleet {
+	int64_t workers, threads;       /* both at least 1; threads of all workers */
+	bool measured;                  /* rates come from finished tasks */
+	double rate[KIND_COUNT];        /* work (see plan.h) a second of one worker */
+};
+
+/* Work a second of one thread, per kind: the cpu backend on a core of an AMD EPYC (Zen 4, AVX-512), rounded; a core with
+ * AVX2 alone is about half as fast. Used where no worker has finished a task yet. */
+extern const double plan_default_rate[KIND_COUNT];
+/* What every task takes beside its work: lease, inputs, outputs. */
+extern const double plan_task_seconds;
+
+/* What the workers have done: work and busy seconds per kind, 0 = nothing. A kind that was not measured gets its default
+ * rate, made faster or slower as the measured kinds are. */
+struct plan_history { double work[KIND_COUNT], seconds[KIND_COUNT]; };
+void plan_fleet_init(struct plan_fleet *fleet, int64_t workers, int64_t threads, const struct plan_history *history);
+
+/* Seconds from submission to the last task; -1 without memory. */
+double plan_seconds(const struct plan *plan, const struct plan_fleet *fleet);
+
+/* The job as planned, and with the bundles of each effort in its place; below 0: that cannot be planned. */
+struct plan_forecast { struct plan_fleet fleet; double seconds, efforts[EFFORTS]; };
+/* with_efforts false: only the job itself. 0, or -1 without memory. */
+int plan_forecast(struct plan_forecast *forecast, const struct plan *plan, const struct plan_request *request,
+		  bool with_efforts, struct err *err);
+
+#endif
