@@ -10,6 +10,7 @@
 #include "common/file.h"
 #include "common/log.h"
 #include "worker/agent_parts.h"
+#include "worker/task_scratch.h"
 
 enum { HAVE_MAX = 64, DRAIN_CHECK_MS = 500, END_MS = 5000 };
 
@@ -359,7 +360,8 @@ static int open_disk(struct agent *a, struct err *err)
 		return err_set_nomem(err, "a path");
 	a->cache = cache_open(dir, a->config.cache_bytes, err);
 	mem_free(dir);
-	if (!a->cache || spool_prepare(a->config.work, err) != 0)
+	if (!a->cache || spool_prepare(a->config.work, err) != 0 ||
+	    task_scratch_prepare(a->config.work, a->config.clock->wall_ms(a->config.clock->ctx), err) != 0)
 		return -1;
 	if (spool_load(a->config.work, spool_found, spool_broken, a, err) != 0)
 		return -1;
@@ -391,6 +393,7 @@ static int start_compute(struct agent *a, struct err *err)
 	const struct compute_config config = {
 		.backend = a->config.backend, .threads = a->config.threads, .work = a->config.work,
 		.client = &a->config.client, .clock = a->config.clock, .read_paths = a->config.read_paths,
+		.checkpoint_ms = a->config.checkpoint_ms,
 	};
 
 	a->compute = compute_start(a->loop, &config, err);

@@ -33,6 +33,7 @@ struct agent_config {
 	uint64_t memory_bytes, cache_bytes;
 	bool read_paths;                /* read checkpoints from local folders that match */
 	bool wait_for_server;           /* at the first registration */
+	int64_t checkpoint_ms;          /* at least so long between two checkpoints of a task */
 	int parent;                     /* process whose end means hurry; 0 = none */
 };
 

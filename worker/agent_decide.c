@@ -39,6 +39,8 @@ static enum verdict judge_refusal(enum request_kind kind, int status, enum err_c
 		return status == 409 || status == 404 ? VERDICT_LOST : VERDICT_REFUSED;
 	case REQUEST_HEARTBEAT:
 		return status == 409 || status == 404 ? VERDICT_LOST : VERDICT_RETRY;
+	case REQUEST_CHECKPOINT:
+		return status == 409 ? VERDICT_LOST : VERDICT_REFUSED;
 	case REQUEST_FAIL:
 	case REQUEST_RELEASE:
 		return status == 409 || status == 404 ? VERDICT_LOST : VERDICT_REFUSED;
@@ -102,6 +104,11 @@ bool decide_give_back(enum hold_state state, double progress, int64_t elapsed_ms
 		return false;
 	}
 	return false;
+}
+
+bool decide_leave(double progress)
+{
+	return progress < 0.99;
 }
 
 bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_ms)

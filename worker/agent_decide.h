@@ -27,6 +27,7 @@ int64_t decide_heartbeat_retry_ms(int64_t lease_ms, unsigned failures, uint32_t 
 
 enum request_kind {
 	REQUEST_REGISTER, REQUEST_LEASE, REQUEST_HEARTBEAT, REQUEST_COMPLETE, REQUEST_FAIL, REQUEST_RELEASE,
+	REQUEST_CHECKPOINT,
 	REQUEST_UPLOAD_BEGIN, REQUEST_UPLOAD_PART, REQUEST_UPLOAD_COMPLETE, REQUEST_DOWNLOAD,
 };
 
@@ -59,6 +60,9 @@ int64_t decide_poll_again_ms(int64_t poll_took_ms);
 /* On drain: true = give the task back, false = finish it. `progress` 0..1 after `elapsed_ms` of
  * computing. `hurry`: second signal. */
 bool decide_give_back(enum hold_state state, double progress, int64_t elapsed_ms, bool hurry);
+/* The same for a task at COMPUTING that resumes where it was: giving it back costs next to nothing, and how long the rest
+ * takes cannot be told from when this process began with it. Not for a hurry. */
+bool decide_leave(double progress);
 /* May a draining agent stop? `away_ms`: how long the coordinator has not answered (0 = it does);
  * `hurry_ms`: since the second signal (-1 = there was none). */
 bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_ms);

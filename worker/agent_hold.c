@@ -5,6 +5,7 @@
 #include "common/alloc.h"
 #include "common/log.h"
 #include "worker/agent_parts.h"
+#include "worker/task_scratch.h"
 
 static void step(void *ctx);
 static void send_beat(void *ctx);
@@ -26,7 +27,8 @@ static struct hold *hold_new(struct agent *a, enum hold_state state, const char 
 	compute_job_init(&h->job);
 	h->beat_timer = loop_timer_new(a->loop, send_beat, h);
 	h->timer = loop_timer_new(a->loop, step, h);
-	if (!h->beat_timer || !h->timer) {
+	h->checkpoint.timer = loop_timer_new(a->loop, hold_checkpoint_step, h);
+	if (!h->beat_timer || !h->timer || !h->checkpoint.timer) {
 		hold_free(h);
 		return NULL;
 	}
@@ -44,6 +46,7 @@ static void silence(struct hold *h)
 	if (h->timer)
 		loop_timer_stop(h->timer);
 	hold_stop_fetching(h);
+	hold_forget_checkpoint(h);
 	send_free(h->send);
 	h->send = NULL;
 }
@@ -56,6 +59,7 @@ void hold_free(struct hold *h)
 	hold_unpin_inputs(h);
 	loop_timer_free(h->beat_timer);
 	loop_timer_free(h->timer);
+	loop_timer_free(h->checkpoint.timer);
 	for (size_t i = 0; h->inputs && i < h->lease.input_count; i++)
 		mem_free((char *)h->inputs[i].path);
 	mem_free(h->inputs);
@@ -114,6 +118,7 @@ struct hold *hold_from_wreck(struct agent *a, const char *task, int64_t epoch, c
 	if (!h)
 		return NULL;
 	err_set(&h->why, ERR_IO, "%s", why);
+	h->wreck = true;
 	return hold_join(h);
 }
 
@@ -252,6 +257,15 @@ static void send_beat(void *ctx)
 
 /* --- endings ---------------------------------------------------------------------------------------------------- */
 
+/* The task may be held once more, at a later epoch, and then its scratch folder is in use. */
+static void drop_scratch(const struct hold *h)
+{
+	for (const struct hold *other = h->agent->holds; other; other = other->next)
+		if (other != h && other->state != HOLD_GONE && strcmp(other->task, h->task) == 0)
+			return;
+	task_scratch_drop(h->agent->config.work, h->task);
+}
+
 void hold_end(struct hold *h)
 {
 	silence(h);
@@ -265,11 +279,14 @@ void hold_end(struct hold *h)
 	hold_unpin_inputs(h);
 	if (h->entry)
 		spool_drop(h->entry);
+	if (h->over)
+		drop_scratch(h);
 }
 
 void hold_lost(struct hold *h, const struct err *why)
 {
 	log_warn("task %s epoch %lld is dropped: %s", h->task, (long long)h->epoch, why->text);
+	h->over = true;
 	hold_end(h);
 }
 
@@ -289,6 +306,8 @@ static void last_word_done(void *ctx, const struct client_reply *reply)
 	}
 	if (verdict != VERDICT_DONE)
 		log_warn("task %s epoch %lld: %s", h->task, (long long)h->epoch, reply->err.text);
+	if (!h->wreck)
+		h->over = verdict == VERDICT_LOST || (h->state == HOLD_FAILING && !err_retryable(h->why.code));
 	hold_end(h);
 }
 
@@ -312,19 +331,32 @@ static void send_release(struct hold *h)
 	hold_post(h, "release", wire_release(h->agent->worker, h->epoch, "drain"), last_word_done);
 }
 
-void hold_consider_release(struct hold *h, bool hurry)
+void hold_release(struct hold *h)
 {
-	int64_t elapsed = loop_now_ms(h->agent->loop) - h->running_since_ms;
-	char note[COMPUTE_NOTE_MAX];
-	double progress = h->running ? compute_progress(&h->job, note) : 0;
-
-	if (!h->started || !decide_give_back(h->state, progress, elapsed, hurry))
-		return;
 	silence(h);
 	if (h->running)
 		atomic_store(&h->job.stop, true);
 	hold_set(h, HOLD_RELEASING);
 	send_release(h);
+}
+
+void hold_consider_release(struct hold *h, bool hurry)
+{
+	int64_t elapsed = loop_now_ms(h->agent->loop) - h->running_since_ms;
+	char note[COMPUTE_NOTE_MAX];
+	double progress = h->running ? compute_progress(&h->job, note) : 0;
+	bool resumes = h->running && h->state == HOLD_COMPUTING && atomic_load(&h->job.resumes) && !hurry;
+
+	if (!h->started ||
+	    !(resumes ? decide_leave(progress) : decide_give_back(h->state, progress, elapsed, hurry)))
+		return;
+	if (resumes) {
+		h->leaving = true; /* hold_leave() goes on */
+		atomic_store(&h->job.leaving, true);
+		atomic_store(&h->job.stop, true);
+		return;
+	}
+	hold_release(h);
 }
 
 /* --- steps --------------------------------------------------------------------------------------------------------- */

@@ -47,6 +47,7 @@ static void take_result(struct hold *h)
 	log_info("task %s epoch %lld: %s computed in %lld ms, %zu outputs", h->task, (long long)h->epoch,
 		 h->lease.kind, (long long)json_get_int(stats, "wall_ms", 0), h->entry->count);
 	hold_unpin_inputs(h);
+	hold_forget_checkpoint(h);
 	keep_outputs(h);
 	hold_set(h, HOLD_UPLOADING);
 	hold_upload(h);
@@ -70,6 +71,8 @@ static void computed(void *ctx)
 		hold_end(h);
 	else if (h->state == HOLD_COMPUTING && h->job.rc == 0)
 		take_result(h);
+	else if (h->state == HOLD_COMPUTING && h->leaving && h->job.err.code == ERR_CANCELLED)
+		hold_leave(h);
 	else if (h->state == HOLD_COMPUTING)
 		take_failure(h);
 	/* RELEASING waits for its answer */
@@ -81,7 +84,7 @@ static int list_inputs(struct hold *h, struct err *err)
 	for (size_t i = 0; h->inputs && i < h->lease.input_count; i++) {
 		const struct lease_input *in = &h->lease.inputs[i];
 
-		h->inputs[i] = (struct task_input){ .name = in->name, .bytes = in->bytes };
+		h->inputs[i] = (struct task_input){ .name = in->name, .bytes = in->bytes, .sha256 = in->sha256 };
 		h->inputs[i].path = cache_path(h->agent->cache, in->sha256);
 		if (!h->inputs[i].path)
 			return err_set_nomem(err, "the inputs of a task");
@@ -105,6 +108,7 @@ static void start_computing(struct hold *h)
 	h->job.input_count = h->lease.input_count;
 	h->job.entry = h->entry;
 	h->job.done = computed;
+	h->job.checkpoint_left = hold_checkpoint_left;
 	h->job.ctx = h;
 	h->running = true;
 	h->running_since_ms = loop_now_ms(h->agent->loop);

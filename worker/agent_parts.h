@@ -8,6 +8,7 @@
 #include "worker/agent_wire.h"
 #include "worker/cache.h"
 #include "worker/compute.h"
+#include "worker/hash_job.h"
 #include "worker/loop.h"
 #include "worker/spool.h"
 #include "worker/transfer.h"
@@ -53,6 +54,21 @@ struct hold {
 	struct spool_entry *entry;
 	struct send *send;
 	size_t next_output;
+
+	/* A checkpoint on its way to the coordinator, beside the computing. */
+	struct {
+		char *path;             /* NULL = none */
+		char sha256[DIGEST_HEX];
+		uint64_t bytes;
+		struct hash_job *hash;
+		struct send *send;
+		struct client_call *call;
+		struct loop_timer *timer;
+		unsigned failures;
+	} checkpoint;
+	bool leaving;                   /* given back as soon as the compute thread and the checkpoint are through */
+	bool over;                      /* nobody will want what the task keeps in its scratch folder */
+	bool wreck;                     /* of an earlier process: what it kept may be of use */
 
 	struct err why;                 /* of FAILING */
 	char *log;
@@ -120,6 +136,20 @@ void hold_retry(struct hold *h);
 /* Sends a POST /v1/leases/{task}/<verb>; takes `body` (NULL = out of memory: retried). */
 void hold_post(struct hold *h, const char *verb, char *body,
 	       void (*done)(void *ctx, const struct client_reply *reply));
+
+/* Nothing holds it back any more: RELEASING. */
+void hold_release(struct hold *h);
+
+/* --- agent_checkpoint.c: beside COMPUTING --- */
+
+/* The timer's attempt. */
+void hold_checkpoint_step(void *ctx);
+/* The compute thread left one (compute_job.checkpoint_left). */
+void hold_checkpoint_left(void *ctx);
+/* Stops sending, removes the file. */
+void hold_forget_checkpoint(struct hold *h);
+/* The task stopped so that it can be given back: now, or when its checkpoint is with the coordinator. */
+void hold_leave(struct hold *h);
 
 /* --- agent_inputs.c: FETCHING and COMPUTING --- */
 

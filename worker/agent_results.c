@@ -67,6 +67,7 @@ static void completed(void *ctx, const struct client_reply *reply)
 	switch (decide_reply(REQUEST_COMPLETE, reply->status, reply->err.code)) {
 	case VERDICT_DONE:
 		log_info("task %s epoch %lld: acknowledged", h->task, (long long)h->epoch);
+		h->over = true;
 		hold_end(h);
 		return;
 	case VERDICT_LOST:

@@ -212,6 +212,14 @@ char *wire_fail(const char *worker, int64_t epoch, const struct err *why, const 
 			 json_set_string(o, "log", len > LOG_MAX ? log + len - LOG_MAX : log) == 0);
 }
 
+char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uint64_t bytes)
+{
+	struct json *o = about(worker, epoch);
+
+	return finish(o, o && json_set_string(o, "sha256", sha256) == 0 &&
+			 json_set_int(o, "bytes", (int64_t)bytes) == 0);
+}
+
 char *wire_release(const char *worker, int64_t epoch, const char *reason)
 {
 	struct json *o = about(worker, epoch);

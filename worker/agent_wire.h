@@ -49,6 +49,7 @@ char *wire_heartbeat(const char *worker, int64_t epoch, double progress, const c
 /* `complete` as in the spool: outputs, result, stats. */
 char *wire_complete(const char *worker, int64_t epoch, const struct json *complete);
 char *wire_fail(const char *worker, int64_t epoch, const struct err *why, const char *log);
+char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uint64_t bytes);
 char *wire_release(const char *worker, int64_t epoch, const char *reason);
 char *wire_upload_begin(const char *sha256, uint64_t bytes);
 

@@ -10,6 +10,7 @@
 #include "common/buf.h"
 #include "common/log.h"
 #include "common/utf8.h"
+#include "worker/task_scratch.h"
 
 struct compute {
 	struct compute_config config;
@@ -93,6 +94,35 @@ void compute_job_init(struct compute_job *job)
 void compute_job_deinit(struct compute_job *job)
 {
 	pthread_mutex_destroy(&job->lock);
+	mem_free(job->checkpoint);
+}
+
+/* --- checkpoints ----------------------------------------------------------------------------------------- */
+
+/* Now and then, and once more when the worker gives the task back; one at a time. */
+static bool wants_checkpoint(struct compute_job *job)
+{
+	if (atomic_load(&job->checkpoint_busy))
+		return false;
+	if (must_stop(job))
+		return atomic_load(&job->leaving);
+	return now_ms(job->compute) - job->checkpoint_ms >= job->compute->config.checkpoint_ms;
+}
+
+static int leave_checkpoint(void *ctx, const char *path)
+{
+	struct compute_job *job = ctx;
+
+	atomic_store(&job->resumes, true);
+	if (!path)
+		return wants_checkpoint(job);
+	job->checkpoint = mem_strdup(path);
+	if (!job->checkpoint)
+		return -1;
+	job->checkpoint_ms = now_ms(job->compute);
+	atomic_store(&job->checkpoint_busy, true);
+	loop_post(job->compute->loop, &job->checkpoint_event);
+	return 0;
 }
 
 /* --- running one job ------------------------------------------------------------------------------------- */
@@ -139,7 +169,10 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 	struct task_env env = {
 		.backend = c->backend, .inputs = job->inputs, .input_count = job->input_count,
 		.out_dir = out, .progress = report_progress, .progress_ctx = job,
+		.checkpoint = leave_checkpoint, .checkpoint_ctx = job,
 	};
+	char *scratch;
+	int rc;
 
 	/* Every kind there is reads the checkpoint. */
 	if (!job->model)
@@ -147,7 +180,12 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 	env.model = model_source_get(c->models, job->model, must_stop, job, &job->err);
 	if (!env.model)
 		return -1;
-	return task_run(job->kind, job->spec, &env, result, &job->err);
+	env.scratch_dir = scratch = task_scratch_path(c->config.work, job->entry->task);
+	if (!scratch)
+		return err_set_nomem(&job->err, "a path");
+	rc = task_run(job->kind, job->spec, &env, result, &job->err);
+	mem_free(scratch);
+	return rc;
 }
 
 static int run_job(struct compute *c, struct compute_job *job)
@@ -182,7 +220,7 @@ static void *compute_thread(void *ctx)
 			break;
 		job = c->job;
 		pthread_mutex_unlock(&c->lock);
-		job->started_ms = now_ms(c);
+		job->started_ms = job->checkpoint_ms = now_ms(c);
 		job->rc = run_job(c, job);
 		pthread_mutex_lock(&c->lock);
 		c->job = NULL;
@@ -196,6 +234,7 @@ void compute_submit(struct compute *c, struct compute_job *job)
 {
 	job->compute = c;
 	job->event = (struct loop_event){ .happened = job->done, .ctx = job->ctx };
+	job->checkpoint_event = (struct loop_event){ .happened = job->checkpoint_left, .ctx = job->ctx };
 	pthread_mutex_lock(&c->lock);
 	if (c->job) {
 		log_error("two tasks at once in the compute thread");

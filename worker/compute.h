@@ -3,7 +3,8 @@
  * The backend is opened by compute_start() and used by the thread alone. A job is filled in by the loop's
  * thread, handed over by compute_submit(), and handed back by a loop event: in between only `stop`, and progress through
  * compute_progress(), are touched by the loop. The thread runs the task and seals its result into
- * the spool, so that after `done` the result survives this process.
+ * the spool, so that after `done` the result survives this process. A task that resumes leaves checkpoints on its way:
+ * the file is handed to the loop, which sends it while the task goes on.
  */
 #ifndef QUARRY_WORKER_COMPUTE_H
 #define QUARRY_WORKER_COMPUTE_H
@@ -35,9 +36,16 @@ struct compute_job {
 	size_t input_count;
 	struct spool_entry *entry;              /* in run/; sealed into done/ on success */
 	void (*done)(void *ctx);                /* in the loop */
+	/* In the loop: `checkpoint` is there to be sent; the thread leaves no other until checkpoint_busy is
+	 * cleared. It may come after done(). */
+	void (*checkpoint_left)(void *ctx);
 	void *ctx;
 	/* while it runs */
 	atomic_bool stop;
+	atomic_bool leaving;                    /* with stop: a checkpoint is wanted before the task ends */
+	atomic_bool resumes;                    /* the task can leave checkpoints */
+	atomic_bool checkpoint_busy;
+	char *checkpoint;                       /* path; the loop takes it over */
 	atomic_int progress_ppm;
 	pthread_mutex_t lock;                   /* guards note */
 	char note[COMPUTE_NOTE_MAX];
@@ -49,7 +57,8 @@ struct compute_job {
 	/* private */
 	struct compute *compute;
 	int64_t started_ms;
-	struct loop_event event;
+	int64_t checkpoint_ms;                  /* when the last one was left */
+	struct loop_event event, checkpoint_event;
 };
 
 struct compute_config {
@@ -59,6 +68,7 @@ struct compute_config {
 	const struct client_config *client;
 	const struct clock *clock;
 	bool read_paths;                        /* model_source_new() */
+	int64_t checkpoint_ms;                  /* at least so long between two checkpoints of a task */
 };
 
 /* Opens the backend, starts the thread. Everything in config is borrowed. */

@@ -1,7 +1,5 @@
 #include "worker/layer_gram.h"
 
-#include <stdio.h>
-
 #include "common/alloc.h"
 
 struct gram_tap {
@@ -48,25 +46,44 @@ static int gram_alloc(struct layer_gram *g, const struct model_config *config,
 	return 0;
 }
 
-static int collect_shard(struct gram_tap *tap, struct layer_forward *f, const char *path, float *rows,
+/* One piece of the pass: sequences [first, first + count) of one shard, all or none of them within each
+ * limit. */
+static int collect_piece(struct gram_tap *tap, struct layer_forward *f, struct hidden_shards *shards,
+			 const struct layer_pass *pass, size_t first, size_t count, float *rows,
 			 struct err *err)
 {
-	struct tensor_file in;
-	int rc = 0;
+	const bool gram = pass->samples == 0 || first < pass->samples, output = first < pass->outputs;
 
-	if (hidden_file_open(&in, path, err) != 0)
+	if (hidden_shards_read(shards, first, count, rows, err) != 0 ||
+	    layer_forward_run(f, rows, count, output ? rows : NULL, gram ? add_rows : NULL, tap, err) != 0)
 		return -1;
-	if (in.width != f->hidden || in.seq_len != f->seq_len)
-		rc = err_set(err, ERR_CORRUPT, "%s does not hold hidden states of this model", path);
-	for (size_t first = 0; rc == 0 && first < in.sequences; first += f->piece) {
-		size_t now = in.sequences - first < f->piece ? in.sequences - first : f->piece;
+	return output ? pass->output(pass->ctx, first, count, rows, err) : 0;
+}
 
-		rc = hidden_file_read(&in, first, now, rows, err);
-		if (rc == 0)
-			rc = layer_forward_run(f, rows, now, NULL, add_rows, tap, err);
-	}
-	tensor_file_close(&in);
-	return rc;
+/* Where the piece that begins at `first` ends. */
+static size_t piece_end(const struct layer_forward *f, const struct hidden_shards *shards,
+			const struct layer_pass *pass, size_t first)
+{
+	size_t end = hidden_shards_end(shards, first);
+
+	if (end - first > f->piece)
+		end = first + f->piece;
+	if (pass->samples > first && pass->samples < end)
+		end = pass->samples;
+	if (pass->outputs > first && pass->outputs < end)
+		end = pass->outputs;
+	return end;
+}
+
+/* How many sequences the pass takes. */
+static size_t pass_length(const struct hidden_shards *shards, const struct layer_pass *pass)
+{
+	const size_t total = hidden_shards_total(shards);
+	size_t wanted = pass->samples == 0 ? total : pass->samples;
+
+	if (pass->outputs > wanted)
+		wanted = pass->outputs;
+	return wanted < total ? wanted : total;
 }
 
 static void gram_mean(struct layer_gram *g)
@@ -79,28 +96,27 @@ static void gram_mean(struct layer_gram *g)
 	}
 }
 
-int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, const bool wanted[SITE_COUNT],
-		       struct task_env *env, double share, struct err *err)
+int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hidden_shards *shards,
+		       const struct layer_pass *pass, struct err *err)
 {
 	struct gram_tap tap = { .gram = g, .backend = f->backend, .err = err };
-	float *rows = mem_alloc_aligned(f->piece * f->seq_len * f->hidden, sizeof(*rows));
-	const char *path;
-	char name[32];
+	const size_t length = pass_length(shards, pass);
+	float *rows;
 	int rc;
 
+	if (shards->width != f->hidden || shards->seq_len != f->seq_len)
+		return err_set(err, ERR_CORRUPT, "%s does not hold hidden states of this model",
+			       shards->file.path);
+	rows = mem_alloc_aligned(f->piece * f->seq_len * f->hidden, sizeof(*rows));
 	if (!rows)
 		return err_set_nomem(err, "hidden states");
-	rc = gram_alloc(g, &f->ck.config, wanted, err);
-	for (size_t s = 0; rc == 0 && s < env->input_count; s++) {
-		snprintf(name, sizeof(name), "hidden-%zu", s);
-		path = task_input_path(env, name);
-		if (!path)
-			rc = err_set(err, ERR_INVALID, "the task lacks input '%s'", name);
-		else
-			rc = task_step(env, share * (double)s / (double)env->input_count,
-				       "gathering activation statistics", err);
+	rc = gram_alloc(g, &f->ck.config, pass->wanted, err);
+	for (size_t first = 0, end; rc == 0 && first < length; first = end) {
+		end = piece_end(f, shards, pass, first);
+		rc = task_step(shards->env, pass->share * (double)first / (double)length,
+			       "gathering activation statistics", err);
 		if (rc == 0)
-			rc = collect_shard(&tap, f, path, rows, err);
+			rc = collect_piece(&tap, f, shards, pass, first, end - first, rows, err);
 	}
 	if (rc == 0)
 		gram_mean(g);

@@ -1,12 +1,14 @@
-/* layer_gram.h - H = mean of x x^T at the four input sites of a block, over all calibration shards.
+/* layer_gram.h - one pass of the calibration sequences through a block: H = mean of x x^T at its four input
+ * sites, and, where asked for, the block's output.
  *
- * Shards are taken in order and each in pieces of whole sequences, so the sums do not depend on
+ * Sequences are taken in order and in pieces that depend on the shards alone, so the sums do not depend on
  * who computed the shards or how many threads there are.
  */
 #ifndef QUARRY_WORKER_LAYER_GRAM_H
 #define QUARRY_WORKER_LAYER_GRAM_H
 
 #include "worker/forward.h"
+#include "worker/hidden_shards.h"
 
 struct layer_gram {
 	double *h[SITE_COUNT];          /* (cols, cols); NULL for a site nobody asked for */
@@ -14,12 +16,22 @@ struct layer_gram {
 	uint64_t rows[SITE_COUNT];      /* tokens seen */
 };
 
+/* What one pass is for. */
+struct layer_pass {
+	bool wanted[SITE_COUNT];        /* sites whose H is asked for */
+	size_t samples;                 /* H is made of the first so many sequences; 0 = all */
+	size_t outputs;                 /* the first so many go through the whole block and to output() */
+	/* y (count, seq_len, hidden) of sequences [first, first + count); may be NULL when outputs is 0. */
+	int (*output)(void *ctx, size_t first, size_t count, const float *y, struct err *err);
+	void *ctx;
+	double share;                   /* progress goes from 0 to this */
+};
+
 void layer_gram_deinit(struct layer_gram *g);
 /* Drops one site's matrix early. */
 void layer_gram_drop(struct layer_gram *g, enum block_site site);
-/* Reads inputs "hidden-0" ... and accumulates the sites for which wanted[site]; progress goes from 0 to `share`.
- * f must be loaded. */
-int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, const bool wanted[SITE_COUNT],
-		       struct task_env *env, double share, struct err *err);
+/* f must be loaded. */
+int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hidden_shards *shards,
+		       const struct layer_pass *pass, struct err *err);
 
 #endif

@@ -149,6 +149,7 @@ static int configure(struct worker *w, struct err *err)
 	w->config.cache_bytes = o->cache_bytes;
 	w->config.read_paths = o->read_paths;
 	w->config.wait_for_server = o->wait_for_server;
+	w->config.checkpoint_ms = o->checkpoint_seconds * 1000;
 	if (set_client(w, err) != 0 || lock_work(w, err) != 0)
 		return -1;
 	w->config.name = o->name ? o->name : w->name;

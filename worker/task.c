@@ -15,6 +15,7 @@ static const struct task_kind {
 	{ "embed", task_embed },
 	{ "capture", task_capture },
 	{ "quantize", task_quantize },
+	{ "distill", task_distill },
 	{ "evaluate", task_evaluate },
 	{ "assemble", task_assemble },
 };

@@ -17,7 +17,12 @@
 #include "common/source.h"
 #include "worker/backend/backend.h"
 
-struct task_input { const char *name; const char *path; uint64_t bytes; };
+struct task_input {
+	const char *name;
+	const char *path;
+	uint64_t bytes;
+	const char *sha256;                     /* of its bytes as hex; NULL when the caller does not know */
+};
 
 struct task_env {
 	struct backend *backend;
@@ -29,6 +34,15 @@ struct task_env {
 	 * lost): the task then returns -1 with ERR_CANCELLED. Cheap; call often. May be NULL. */
 	bool (*progress)(void *ctx, double fraction, const char *what);
 	void *progress_ctx;
+	/* A folder that belongs to this task alone and survives the process, for kinds that resume where they
+	 * were; may not exist yet. NULL: there is none. */
+	const char *scratch_dir;
+	/* Leaves a checkpoint with the coordinator, which gives it to the next lease of the task as its input
+	 * "checkpoint". path NULL asks whether one is wanted now: 1 or 0. Otherwise the file at path, which
+	 * the callee removes when it is through with it: 0 = taken, -1 = not (the file stays the task's). Cheap.
+	 * May be NULL. */
+	int (*checkpoint)(void *ctx, const char *path);
+	void *checkpoint_ctx;
 };
 
 /* Runs `kind`. On success *result (owned by the caller) is the JSON result of the kind and the outputs are

@@ -12,6 +12,7 @@ int task_tokenize(const struct json *spec, struct task_env *env, struct json **r
 int task_embed(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
 int task_capture(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
 int task_quantize(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
+int task_distill(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
 int task_evaluate(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
 int task_assemble(const struct json *spec, struct task_env *env, struct json **result, struct err *err);
 

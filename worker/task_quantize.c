@@ -1,190 +1,137 @@
-/* task_quantize.c - one layer: activation statistics, then every linear to codes, scales, zero-points. */
+/* task_quantize.c - one layer: activation statistics, every linear to codes, scales and zero-points, then the
+ * block as a whole trained to the output of the original one.
+ *
+ * One site's H is factored at a time. What distillation needs later, targets and H, waits in a scratch file.
+ */
 #include <stdio.h>
-#include <string.h>
 
 #include "common/alloc.h"
-#include "common/packed.h"
-#include "common/recipe.h"
+#include "worker/layer_training.h"
 #include "worker/layer_gram.h"
+#include "worker/layer_plan.h"
+#include "worker/layer_store.h"
 #include "worker/quant/quantize.h"
 #include "worker/task_kinds.h"
 
-enum { GRAM_SHARE_PERCENT = 60 };
-
-/* The linears of the layer as the spec wants them. */
-struct layer_plan {
-	struct module_settings settings[LIN_COUNT];
-	char name[LIN_COUNT][MODEL_NAME_MAX];
-	struct linear_shape shape[LIN_COUNT];
-	int64_t layer;
-	double damp;
-};
+/* Where a part of the task ends, as a share of its time. */
+struct shares { double gram, modules; };
 
 struct layer_job {
 	struct layer_plan plan;
 	struct layer_forward forward;
+	struct hidden_shards shards;
 	struct layer_gram gram;
-	struct layer_writer *writer;
-	struct json *modules;           /* result rows */
+	struct quant_result results[LIN_COUNT];
+	struct { double damp; int retries; uint64_t h_offset; } site[SITE_COUNT];
+	double loss_distilled[LIN_COUNT];
+	struct layer_training distill;
+	struct layer_targets targets;
+	struct scratch_file scratch;    /* targets, then H of each site */
+	struct shares shares;
 	struct task_env *env;
 	size_t done;
 };
-
-static int plan_module(struct layer_plan *p, int lin, const struct json *row, struct err *err)
-{
-	const char *name;
-
-	if (json_require_string(row, "name", &name, err) != 0)
-		return -1;
-	if (strcmp(name, p->name[lin]) != 0)
-		return err_set(err, ERR_INVALID, "the task names module '%s' where '%s' belongs", name,
-			       p->name[lin]);
-	if (module_settings_from_json(&p->settings[lin], row, err) != 0)
-		return err_prefix(err, "%s", name);
-	return 0;
-}
-
-static int plan_layer(struct layer_plan *p, const struct json *spec, const struct model_config *config,
-		      struct err *err)
-{
-	const struct json *row = json_first(json_get(spec, "modules"));
-
-	if (json_require_int(spec, "layer", 0, (int64_t)config->layers - 1, &p->layer, err) != 0)
-		return -1;
-	p->damp = json_get_number(spec, "damp", 0.01);
-	for (int lin = 0; lin < LIN_COUNT; lin++, row = json_next(row)) {
-		p->shape[lin] = model_linear(config, (enum block_linear)lin);
-		model_linear_name(p->name[lin], config, (size_t)p->layer, (enum block_linear)lin);
-		if (!row)
-			return err_set(err, ERR_INVALID, "the task lacks module '%s'", p->name[lin]);
-		if (plan_module(p, lin, row, err) != 0)
-			return -1;
-	}
-	return 0;
-}
-
-static const float *linear_weights(const struct block_weights *w, int lin)
-{
-	const float *const of[LIN_COUNT] = {
-		[LIN_Q] = w->q, [LIN_K] = w->k, [LIN_V] = w->v, [LIN_O] = w->o,
-		[LIN_GATE] = w->gate, [LIN_UP] = w->up, [LIN_DOWN] = w->down,
-	};
-
-	return of[lin];
-}
-
-static size_t group_columns(const struct layer_plan *p, int lin)
-{
-	int64_t group = p->settings[lin].group_size;
-
-	return group < 0 ? p->shape[lin].cols : (size_t)group;
-}
 
 static struct quant_options options_of(const struct layer_plan *p, int lin)
 {
 	const struct module_settings *s = &p->settings[lin];
 
 	return (struct quant_options){
-		.grid = { .bits = s->bits, .group = group_columns(p, lin),
-			  .integer_zero = s->zero_point == ZERO_INTEGER, .symmetric = s->symmetric },
+		.grid = layer_plan_grid(p, lin),
 		.method = s->method == METHOD_NEUQI ? FIT_NEUQI : FIT_MINMAX,
 		.ldlq = s->rounding == ROUND_LDLQ,
+		.refine = p->refine,
 	};
 }
 
-static double bits_per_weight(const struct layer_plan *p, int lin)
-{
-	size_t groups = p->shape[lin].cols / group_columns(p, lin);
-
-	return (32.0 * (double)packed_row_words(p->shape[lin].cols, p->settings[lin].bits) +
-		64.0 * (double)groups) / (double)p->shape[lin].cols;
-}
-
-static int add_row(struct layer_job *job, int lin, const struct quant_site *site,
-		   const struct quant_result *r, struct err *err)
+static int add_numbers(const struct layer_job *job, int lin, struct json *row)
 {
 	const struct layer_plan *p = &job->plan;
-	struct json *row = json_new_object();
+	const struct quant_result *r = &job->results[lin];
+	const enum block_site site = p->shape[lin].site;
 
-	if (json_set_string(row, "name", p->name[lin]) != 0 ||
-	    json_set_int(row, "rows", (int64_t)p->shape[lin].rows) != 0 ||
+	if (json_set_int(row, "rows", (int64_t)p->shape[lin].rows) != 0 ||
 	    json_set_int(row, "cols", (int64_t)p->shape[lin].cols) != 0 ||
 	    json_set_int(row, "bits", p->settings[lin].bits) != 0 ||
 	    json_set_int(row, "group_size", p->settings[lin].group_size) != 0 ||
 	    json_set_number(row, "init_objective", r->init_objective) != 0 ||
 	    json_set_number(row, "loss_nearest", r->loss_nearest) != 0 ||
+	    json_set_number(row, "loss_rounded", r->loss_rounded) != 0 ||
+	    json_set_int(row, "refine_rounds", r->refine_rounds) != 0 ||
 	    json_set_number(row, "loss", r->loss) != 0 ||
+	    (p->distill && json_set_number(row, "loss_distilled", job->loss_distilled[lin]) != 0) ||
 	    json_set_number(row, "energy", r->energy) != 0 ||
-	    json_set_number(row, "damp", site->damp) != 0 ||
-	    json_set_int(row, "damp_retries", site->damp_retries) != 0 ||
-	    json_set_number(row, "bits_per_weight", bits_per_weight(p, lin)) != 0) {
-		json_free(row);
-		return err_set_nomem(err, "a result");
-	}
-	return json_push(job->modules, row) == 0 ? 0 : err_set_nomem(err, "a result");
+	    json_set_number(row, "damp", job->site[site].damp) != 0 ||
+	    json_set_int(row, "damp_retries", job->site[site].retries) != 0)
+		return -1;
+	return json_set_number(row, "bits_per_weight", layer_plan_bits_per_weight(p, lin));
 }
 
-static int add_skipped_row(struct layer_job *job, int lin, struct err *err)
+static struct json *module_json(const struct layer_job *job, int lin)
 {
 	struct json *row = json_new_object();
 
-	if (json_set_string(row, "name", job->plan.name[lin]) != 0 || json_set_bool(row, "skip", true) != 0) {
-		json_free(row);
-		return err_set_nomem(err, "a result");
-	}
-	return json_push(job->modules, row) == 0 ? 0 : err_set_nomem(err, "a result");
+	if (json_set_string(row, "name", job->plan.name[lin]) == 0 &&
+	    (job->plan.settings[lin].skip ? json_set_bool(row, "skip", true)
+					  : add_numbers(job, lin, row)) == 0)
+		return row;
+	json_free(row);
+	return NULL;
 }
 
-/* Settings as metadata of the layer file, with the column count that the bit stream alone does not give. */
-static char *settings_text(const struct layer_plan *p, int lin)
+static int make_result(const struct layer_job *job, struct json **result, struct err *err)
 {
-	struct json *object = json_new_object();
-	char *text = NULL;
+	struct json *modules = json_new_array();
+	int rc = 0;
 
-	if (object && module_settings_to_json(&p->settings[lin], object) == 0 &&
-	    json_set_int(object, "cols", (int64_t)p->shape[lin].cols) == 0)
-		text = json_print(object, false);
-	json_free(object);
-	return text;
+	*result = json_new_object();
+	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++)
+		rc = json_push(modules, module_json(job, lin));
+	if (rc == 0)
+		rc = json_set_int(*result, "tokens", (int64_t)job->gram.rows[SITE_ATTN_IN]);
+	if (rc != 0)
+		json_free(modules);
+	else
+		rc = json_set(*result, "modules", modules);
+	if (rc == 0 && job->plan.distill)
+		rc = json_set(*result, "distill", layer_training_json(&job->distill));
+	return rc == 0 ? 0 : err_set_nomem(err, "a result");
 }
 
-static int store_module(struct layer_job *job, int lin, const struct quant_result *r, struct err *err)
-{
-	const struct layer_plan *p = &job->plan;
-	char *text = settings_text(p, lin);
-	int rc;
+/* --- one module after the other -------------------------------------------------------------------- */
 
-	if (!text)
-		return err_set_nomem(err, "module settings");
-	rc = layer_writer_add_module(job->writer, p->name[lin], p->settings[lin].bits, p->shape[lin].rows,
-				     p->shape[lin].cols, group_columns(p, lin), r->codes, r->scales, r->zeros,
-				     text, err);
-	mem_free(text);
-	return rc;
+static const float *weights_of(struct layer_job *job, int lin)
+{
+	return *block_linear_slot(&job->forward.block.w, (enum block_linear)lin);
 }
 
 static int quantize_linear(struct layer_job *job, int lin, const struct quant_site *site, struct err *err)
 {
 	const struct layer_plan *p = &job->plan;
 	struct quant_options options = options_of(p, lin);
-	struct quant_result result = { 0 };
 	char what[MODEL_NAME_MAX + 16];
-	double share = GRAM_SHARE_PERCENT / 100.0;
-	int rc;
 
 	snprintf(what, sizeof(what), "quantizing %s", p->shape[lin].suffix);
-	if (task_step(job->env, share + (1 - share) * (double)job->done++ / LIN_COUNT, what, err) != 0)
+	if (task_step(job->env, job->shares.gram + (job->shares.modules - job->shares.gram) *
+		      (double)job->done++ / LIN_COUNT, what, err) != 0)
 		return -1;
-	rc = quant_module(&result, job->forward.backend, site, &options,
-			  linear_weights(&job->forward.block.w, lin), p->shape[lin].rows, err);
-	if (rc != 0)
-		err_prefix(err, "%s", p->name[lin]);
-	if (rc == 0)
-		rc = store_module(job, lin, &result, err);
-	if (rc == 0)
-		rc = add_row(job, lin, site, &result, err);
-	quant_result_deinit(&result);
-	return rc;
+	if (quant_module(&job->results[lin], job->forward.backend, site, &options, weights_of(job, lin),
+			 p->shape[lin].rows, err) != 0)
+		return err_prefix(err, "%s", p->name[lin]);
+	return 0;
+}
+
+static size_t h_bytes(const struct layer_job *job, enum block_site site)
+{
+	return job->gram.cols[site] * job->gram.cols[site] * sizeof(double);
+}
+
+static int put_h_aside(struct layer_job *job, enum block_site site, struct err *err)
+{
+	if (!job->plan.distill || !job->gram.h[site])
+		return 0;
+	return scratch_file_write(&job->scratch, job->site[site].h_offset, job->gram.h[site],
+				  h_bytes(job, site), err);
 }
 
 static int quantize_site(struct layer_job *job, enum block_site which, struct err *err)
@@ -202,138 +149,160 @@ static int quantize_site(struct layer_job *job, enum block_site which, struct er
 		return err_prefix(err, "layer %lld, input of %s", (long long)p->layer,
 				  which == SITE_ATTN_IN ? "self_attn" : which == SITE_O_IN ? "o_proj" :
 				  which == SITE_MLP_IN ? "mlp" : "down_proj");
-	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++) {
-		if (p->shape[lin].site != which)
-			continue;
-		rc = p->settings[lin].skip ? add_skipped_row(job, lin, err)
-					   : quantize_linear(job, lin, &site, err);
-	}
+	job->site[which].damp = site.damp;
+	job->site[which].retries = site.damp_retries;
+	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++)
+		if (p->shape[lin].site == which && !p->settings[lin].skip)
+			rc = quantize_linear(job, lin, &site, err);
 	quant_site_deinit(&site);
+	if (rc == 0)
+		rc = put_h_aside(job, which, err);
 	layer_gram_drop(&job->gram, which);
 	return rc;
 }
 
-/* --- what stays as it was ---------------------------------------------------------------------- */
+/* --- distillation ------------------------------------------------------------------------------------- */
 
-static int copy_tensor(struct layer_job *job, const char *name, struct err *err)
+/* Proxy losses of one site's modules as they are now, with H from the scratch file. */
+static int measure_site(struct layer_job *job, enum block_site which, struct err *err)
 {
-	struct checkpoint *ck = &job->forward.ck;
-	const struct st_tensor *t = checkpoint_find(ck, name, NULL);
-	void *bytes;
-	int rc;
+	const struct layer_plan *p = &job->plan;
+	struct backend *be = job->forward.backend;
+	const size_t cols = job->gram.cols[which];
+	double *h = cols ? mem_alloc(cols, cols * sizeof(*h)) : NULL;
+	int rc = 0;
 
-	if (!t)
-		return err_set(err, ERR_CORRUPT, "the checkpoint has no tensor %s", name);
-	bytes = mem_alloc((size_t)(t->end - t->begin), 1);
-	if (!bytes)
-		return err_set_nomem(err, name);
-	rc = checkpoint_read_raw(ck, name, 0, t->shape[0], bytes, err);
-	if (rc == 0)
-		rc = layer_writer_add(job->writer, t, bytes, err);
-	mem_free(bytes);
+	if (!cols)
+		return 0;
+	if (!h)
+		return err_set_nomem(err, "the H matrix of a layer");
+	rc = scratch_file_read(&job->scratch, job->site[which].h_offset, h, h_bytes(job, which), err);
+	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++) {
+		const struct quant_result *r = &job->results[lin];
+		const struct grid grid = layer_plan_grid(p, lin);
+
+		if (p->shape[lin].site == which && !p->settings[lin].skip)
+			rc = be->ops->proxy_loss(be, &grid, weights_of(job, lin), p->shape[lin].rows, cols, h,
+						 job->site[which].damp, r->codes, r->scales, r->zeros,
+						 &job->loss_distilled[lin], NULL, err);
+	}
+	mem_free(h);
 	return rc;
 }
 
-struct kept_call { struct layer_job *job; struct err *err; };
-
-/* Tensors of the layer that no quantized module replaces. */
-static int copy_if_kept(void *ctx, const struct model_tensor *t)
+static int distill(struct layer_job *job, struct err *err)
 {
-	struct kept_call *call = ctx;
-	const struct layer_plan *p = &call->job->plan;
-
-	if (t->layer != p->layer)
+	if (!job->plan.distill)
 		return 0;
-	for (int lin = 0; lin < LIN_COUNT; lin++) {
-		size_t len = strlen(p->name[lin]);
-
-		if (!p->settings[lin].skip && strncmp(t->name, p->name[lin], len) == 0 &&
-		    strcmp(t->name + len, ".weight") == 0)
-			return 0;
-	}
-	return copy_tensor(call->job, t->name, call->err);
-}
-
-static int copy_kept(struct layer_job *job, struct err *err)
-{
-	struct kept_call call = { job, err };
-
-	return model_each_tensor(&job->forward.ck.config, copy_if_kept, &call);
-}
-
-/* --- the task ----------------------------------------------------------------------------------- */
-
-/* Statistics of all sites from one pass, with the block's own weights. */
-static int quantize_sites(struct layer_job *job, const bool wanted[SITE_COUNT], struct err *err)
-{
-	if (layer_gram_collect(&job->gram, &job->forward, wanted, job->env, GRAM_SHARE_PERCENT / 100.0, err) != 0)
+	if (layer_training_run(&job->distill, &job->plan, &job->forward, &job->shards, &job->targets,
+			       job->results, job->shares.modules, 1, err) != 0)
 		return -1;
 	for (int site = 0; site < SITE_COUNT; site++)
-		if (quantize_site(job, (enum block_site)site, err) != 0)
+		if (measure_site(job, (enum block_site)site, err) != 0)
 			return -1;
 	return 0;
 }
 
+/* --- the task -------------------------------------------------------------------------------------- */
+
+/* Statistics of all sites from one pass, with the block's own weights; targets on the way. */
+static int collect(struct layer_job *job, struct err *err)
+{
+	const struct layer_plan *p = &job->plan;
+	struct layer_pass pass = { .samples = p->samples, .share = job->shares.gram };
+
+	for (int lin = 0; lin < LIN_COUNT; lin++)
+		pass.wanted[p->shape[lin].site] |= !p->settings[lin].skip;
+	if (p->distill) {
+		pass.outputs = p->training.sequences;
+		pass.output = layer_targets_put;
+		pass.ctx = &job->targets;
+	}
+	return layer_gram_collect(&job->gram, &job->forward, &job->shards, &pass, err);
+}
+
+/* Scratch file: targets first, H of each site behind them. */
+static int prepare_distill(struct layer_job *job, struct err *err)
+{
+	struct layer_plan *p = &job->plan;
+	uint64_t at;
+
+	if (!p->distill)
+		return 0;
+	if (p->training.sequences > hidden_shards_total(&job->shards))
+		p->training.sequences = hidden_shards_total(&job->shards);
+	job->targets = (struct layer_targets){ &job->scratch, job->forward.seq_len * job->forward.hidden };
+	at = layer_targets_bytes(&job->targets, p->training.sequences);
+	for (int lin = 0; lin < LIN_COUNT; lin++)
+		if (job->site[p->shape[lin].site].h_offset == 0) {
+			job->site[p->shape[lin].site].h_offset = at;
+			at += (uint64_t)p->shape[lin].cols * p->shape[lin].cols * sizeof(double);
+		}
+	return scratch_file_open(&job->scratch, job->env->out_dir, err);
+}
+
 static int quantize_layer(struct layer_job *job, struct json **result, struct err *err)
 {
-	bool wanted[SITE_COUNT] = { false };
 	char *path;
 	int rc;
 
-	for (int lin = 0; lin < LIN_COUNT; lin++)
-		wanted[job->plan.shape[lin].site] |= !job->plan.settings[lin].skip;
-	if (layer_forward_load(&job->forward, (size_t)job->plan.layer, NULL, err) != 0)
+	if (layer_forward_load(&job->forward, (size_t)job->plan.layer, NULL, err) != 0 ||
+	    prepare_distill(job, err) != 0 || collect(job, err) != 0)
 		return -1;
-	if (quantize_sites(job, wanted, err) != 0 || copy_kept(job, err) != 0)
+	for (int site = 0; site < SITE_COUNT; site++)
+		if (quantize_site(job, (enum block_site)site, err) != 0)
+			return -1;
+	if (distill(job, err) != 0 || make_result(job, result, err) != 0)
 		return -1;
 	path = task_output_path(job->env, "layer", err);
-	rc = path ? layer_writer_write(job->writer, path, err) : -1;
+	rc = path ? layer_store(&job->plan, &job->forward.ck, job->results,
+				job->plan.distill ? &job->distill.tuned : NULL, path, err) : -1;
 	mem_free(path);
-	if (rc != 0)
-		return -1;
-	*result = json_new_object();
-	rc = json_set_int(*result, "tokens", (int64_t)job->gram.rows[SITE_ATTN_IN]);
-	if (rc == 0) {
-		rc = json_set(*result, "modules", job->modules);
-		job->modules = NULL;
-	}
-	return rc == 0 ? 0 : err_set_nomem(err, "a result");
+	return rc;
 }
 
-static int first_seq_len(const struct task_env *env, size_t *seq_len, struct err *err)
+static int plan_task(struct layer_job *job, const struct json *spec, struct err *err)
 {
-	const struct task_input *input = task_input_find(env, "hidden-0", err);
-	struct tensor_file f;
+	struct layer_plan *p = &job->plan;
+	bool quantizes = false;
 
-	if (!input || hidden_file_open(&f, input->path, err) != 0)
+	if (layer_plan_parse(p, spec, &job->forward.ck.config, err) != 0)
 		return -1;
-	*seq_len = f.seq_len;
-	tensor_file_close(&f);
+	for (int lin = 0; lin < LIN_COUNT; lin++)
+		quantizes |= !p->settings[lin].skip;
+	p->distill = p->distill && quantizes; /* else the block is the original */
+	job->shares = p->distill ? (struct shares){ 0.2, 0.3 } : (struct shares){ 0.6, 1 };
 	return 0;
+}
+
+static void job_deinit(struct layer_job *job)
+{
+	layer_training_deinit(&job->distill);
+	scratch_file_close(&job->scratch);
+	for (int lin = 0; lin < LIN_COUNT; lin++)
+		quant_result_deinit(&job->results[lin]);
+	layer_gram_deinit(&job->gram);
+	layer_forward_deinit(&job->forward);
+	hidden_shards_close(&job->shards);
 }
 
 int task_quantize(const struct json *spec, struct task_env *env, struct json **result, struct err *err)
 {
-	struct layer_job job = { .env = env };
-	size_t seq_len;
+	struct layer_job job = { .env = env, .scratch = SCRATCH_FILE_CLOSED };
 	int rc = -1;
 
-	if (first_seq_len(env, &seq_len, err) != 0 ||
-	    layer_forward_init(&job.forward, env, seq_len, err) != 0)
+	if (hidden_shards_open(&job.shards, env, err) != 0)
 		return -1;
-	job.writer = layer_writer_new();
-	job.modules = json_new_array();
-	if (!job.writer || !job.modules)
-		err_set_nomem(err, "a layer");
-	else if (plan_layer(&job.plan, spec, &job.forward.ck.config, err) == 0)
+	if (layer_forward_init(&job.forward, env, job.shards.seq_len, err) != 0) {
+		hidden_shards_close(&job.shards);
+		return -1;
+	}
+	if (plan_task(&job, spec, err) == 0)
 		rc = quantize_layer(&job, result, err);
 	if (rc != 0) {
 		json_free(*result);
 		*result = NULL;
 	}
-	json_free(job.modules);
-	layer_writer_free(job.writer);
-	layer_gram_deinit(&job.gram);
-	layer_forward_deinit(&job.forward);
+	job_deinit(&job);
 	return rc;
 }

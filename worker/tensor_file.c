@@ -66,14 +66,16 @@ int tokens_file_open(struct tensor_file *f, const char *path, struct err *err)
 	return open_tensor(f, path, "input_ids", ST_I32, 2, err);
 }
 
-static int create_tensor(struct tensor_file *f, const char *path, struct st_tensor tensor, struct err *err)
+/* key and value: one entry of metadata, or NULL. */
+static int create_tensor(struct tensor_file *f, const char *path, struct st_tensor tensor, const char *key,
+			 const char *value, struct err *err)
 {
 	struct buf head;
 	int rc = -1;
 
 	buf_init(&head, 1 << 16);
 	if (open_fd(f, path, O_RDWR | O_CREAT | O_TRUNC, err) == 0 &&
-	    st_layout(&tensor, 1, NULL, NULL, 0, &head, err) == 0)
+	    st_layout(&tensor, 1, &key, &value, key ? 1 : 0, &head, err) == 0)
 		rc = file_pwrite(f->fd, head.data, head.len, 0, path, err);
 	f->data_start = head.len;
 	f->sequences = tensor.shape[0];
@@ -85,13 +87,32 @@ static int create_tensor(struct tensor_file *f, const char *path, struct st_tens
 	return rc;
 }
 
-int hidden_file_create(struct tensor_file *f, const char *path, size_t sequences, size_t seq_len,
-		       size_t hidden, struct err *err)
+int hidden_file_create_with(struct tensor_file *f, const char *path, size_t sequences, size_t seq_len,
+			    size_t hidden, const char *key, const char *value, struct err *err)
 {
 	struct st_tensor tensor = { .name = (char *)"hidden", .dtype = ST_F32, .ndim = 3,
 				    .shape = { sequences, seq_len, hidden } };
 
-	return create_tensor(f, path, tensor, err);
+	return create_tensor(f, path, tensor, key, value, err);
+}
+
+int hidden_file_create(struct tensor_file *f, const char *path, size_t sequences, size_t seq_len,
+		       size_t hidden, struct err *err)
+{
+	return hidden_file_create_with(f, path, sequences, seq_len, hidden, NULL, NULL, err);
+}
+
+int tensor_file_has_meta(const char *path, const char *key, const char *value, bool *same, struct err *err)
+{
+	struct st_header header = { 0 };
+	const char *there;
+
+	if (st_header_read_path(&header, path, err) != 0)
+		return -1;
+	there = st_meta(&header, key);
+	*same = there && strcmp(there, value) == 0;
+	st_header_deinit(&header);
+	return 0;
 }
 
 static uint64_t sequence_bytes(const struct tensor_file *f)
@@ -147,7 +168,7 @@ int tokens_file_write(const char *path, const int32_t *ids, size_t sequences, si
 	struct tensor_file f;
 	int rc;
 
-	if (create_tensor(&f, path, tensor, err) != 0)
+	if (create_tensor(&f, path, tensor, NULL, NULL, err) != 0)
 		return -1;
 	rc = write_sequences(&f, 0, sequences, ids, err);
 	tensor_file_close(&f);

@@ -6,6 +6,7 @@
 #ifndef QUARRY_WORKER_TENSOR_FILE_H
 #define QUARRY_WORKER_TENSOR_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,11 @@ struct tensor_file {
 int hidden_file_open(struct tensor_file *f, const char *path, struct err *err);
 int hidden_file_create(struct tensor_file *f, const char *path, size_t sequences, size_t seq_len,
 		       size_t hidden, struct err *err);
+/* The same, with one entry of metadata. */
+int hidden_file_create_with(struct tensor_file *f, const char *path, size_t sequences, size_t seq_len,
+			    size_t hidden, const char *key, const char *value, struct err *err);
+/* Whether a file's metadata hold exactly this entry; -1 when the file cannot be read, else *same. */
+int tensor_file_has_meta(const char *path, const char *key, const char *value, bool *same, struct err *err);
 /* rows = count sequences of seq_len * width floats. */
 int hidden_file_read(struct tensor_file *f, size_t first, size_t count, float *out, struct err *err);
 int hidden_file_write(struct tensor_file *f, size_t first, size_t count, const float *rows, struct err *err);

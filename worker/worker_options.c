@@ -8,6 +8,8 @@
 
 #include "common/alloc.h"
 
+enum { CHECKPOINT_SECONDS_MAX = 86400 };
+
 const char worker_usage[] =
 	"usage: quarry-worker --server URL --work DIR [options]\n"
 	"\n"
@@ -24,6 +26,7 @@ const char worker_usage[] =
 	"  --memory BYTES       memory reported to the coordinator (default: what the machine has)\n"
 	"  --name NAME          name in lists (default: host name and a number kept in DIR)\n"
 	"  --no-local-models    read checkpoints from the coordinator even where the same folder is visible\n"
+	"  --checkpoint-seconds N  leave a checkpoint of a long task with the coordinator every N seconds at most (60)\n"
 	"  --no-wait            give up when the coordinator cannot be reached at the start\n"
 	"  --exit-with-parent   stop when the parent process ends\n"
 	"  --log-level LEVEL    debug, info, warn or error (info)\n"
@@ -31,7 +34,7 @@ const char worker_usage[] =
 
 enum {
 	OPT_SERVER = 1, OPT_TOKEN, OPT_WORK, OPT_BACKEND, OPT_THREADS, OPT_CACHE, OPT_MEMORY, OPT_NAME,
-	OPT_NO_LOCAL, OPT_NO_WAIT, OPT_PARENT, OPT_LOG, OPT_HELP, OPT_VERSION
+	OPT_NO_LOCAL, OPT_CHECKPOINT, OPT_NO_WAIT, OPT_PARENT, OPT_LOG, OPT_HELP, OPT_VERSION
 };
 
 static const struct option long_options[] = {
@@ -44,6 +47,7 @@ static const struct option long_options[] = {
 	{ "memory", required_argument, NULL, OPT_MEMORY },
 	{ "name", required_argument, NULL, OPT_NAME },
 	{ "no-local-models", no_argument, NULL, OPT_NO_LOCAL },
+	{ "checkpoint-seconds", required_argument, NULL, OPT_CHECKPOINT },
 	{ "no-wait", no_argument, NULL, OPT_NO_WAIT },
 	{ "exit-with-parent", no_argument, NULL, OPT_PARENT },
 	{ "log-level", required_argument, NULL, OPT_LOG },
@@ -101,6 +105,18 @@ static int take_threads(int *threads, struct err *err)
 	return 0;
 }
 
+static int take_checkpoint(int64_t *seconds, struct err *err)
+{
+	char *end;
+	long n = strtol(optarg, &end, 10);
+
+	if (end == optarg || *end || n < 0 || n > CHECKPOINT_SECONDS_MAX)
+		return err_set(err, ERR_INVALID, "--checkpoint-seconds %s: expected a whole number from 0 to %d", optarg,
+			       CHECKPOINT_SECONDS_MAX);
+	*seconds = n;
+	return 0;
+}
+
 static int take_name(const char **name, struct err *err)
 {
 	size_t len = strlen(optarg);
@@ -138,6 +154,7 @@ static int take_option(struct worker_options *o, int option, struct err *err)
 	case OPT_MEMORY: return take_bytes("memory", &o->memory_bytes, err);
 	case OPT_NAME: return take_name(&o->name, err);
 	case OPT_NO_LOCAL: o->read_paths = false; return 0;
+	case OPT_CHECKPOINT: return take_checkpoint(&o->checkpoint_seconds, err);
 	case OPT_NO_WAIT: o->wait_for_server = false; return 0;
 	case OPT_PARENT: o->exit_with_parent = true; return 0;
 	case OPT_LOG: return take_level(&o->log_level, err);
@@ -161,7 +178,7 @@ int worker_options_parse(struct worker_options *o, int argc, char **argv, struct
 	int option;
 
 	*o = (struct worker_options){
-		.cache_bytes = 20000000000, .read_paths = true, .wait_for_server = true, .log_level = LOG_INFO,
+		.cache_bytes = 20000000000, .checkpoint_seconds = 60, .read_paths = true, .wait_for_server = true, .log_level = LOG_INFO,
 	};
 	optind = 1;
 	opterr = 0;

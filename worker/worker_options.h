@@ -13,6 +13,7 @@ struct worker_options {
 	int threads;            /* 0 = one per core */
 	uint64_t cache_bytes;
 	uint64_t memory_bytes;  /* 0 = what the machine has */
+	int64_t checkpoint_seconds;
 	bool read_paths, wait_for_server, exit_with_parent;
 	enum log_level log_level;
 	bool help, version;

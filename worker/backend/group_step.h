@@ -10,9 +10,9 @@
 
 #include "worker/backend/backend.h"
 
-/* |t| from which a code is worth trying with a partner (ref/refine.c): above 0.35 fewer pairs are found, below
+/* |t| from which a code is worth trying with a partner (ref/refine.c): above 0.4 fewer pairs are found, below
  * it hardly any more, for up to twice the time. */
-static const double refine_nearly = 0.35;
+static const double refine_nearly = 0.4;
 /* A move must win this share of s^2 A_jj, a group's step this share of the row's loss: no backend takes
  * rounding for a win. */
 static const double refine_least_move = 1e-3, refine_least_step = 1e-6;

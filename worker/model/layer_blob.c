@@ -194,3 +194,38 @@ int layer_blob_read_f32(struct layer_blob *b, const char *name, uint64_t row, ui
 		return -1;
 	return read_packed(b, &m, row, rows, out, err);
 }
+
+int layer_blob_module(const struct layer_blob *b, const char *module, struct layer_module *m, struct err *err)
+{
+	struct packed_module p = { 0 };
+
+	if (find_module(b, module, &p, err) != 0)
+		return -1;
+	*m = (struct layer_module){ .bits = p.bits, .rows = p.codes->shape[0], .cols = p.cols, .groups = p.groups };
+	return 0;
+}
+
+int layer_blob_read_module(struct layer_blob *b, const char *module, uint8_t *codes, float *scales, float *zeros,
+			   struct err *err)
+{
+	struct packed_module m = { 0 };
+	uint32_t *words;
+	size_t rows, part;
+	int rc = -1;
+
+	if (find_module(b, module, &m, err) != 0)
+		return -1;
+	rows = m.codes->shape[0];
+	part = rows * m.groups * sizeof(float);
+	words = mem_alloc(rows * m.words, sizeof(*words));
+	if (!words)
+		return err_set_nomem(err, "a packed module");
+	if (layer_blob_read_raw(b, m.codes, 0, words, rows * m.words * sizeof(*words), err) == 0 &&
+	    layer_blob_read_raw(b, m.scales, 0, scales, part, err) == 0 &&
+	    layer_blob_read_raw(b, m.zeros, 0, zeros, part, err) == 0)
+		rc = 0;
+	for (size_t r = 0; rc == 0 && r < rows; r++)
+		packed_unpack_row(words + r * m.words, m.cols, m.bits, codes + r * m.cols);
+	mem_free(words);
+	return rc;
+}

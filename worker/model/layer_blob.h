@@ -27,6 +27,13 @@ void layer_blob_close(struct layer_blob *b);
  * dequantized: s * (q - z). */
 int layer_blob_read_f32(struct layer_blob *b, const char *name, uint64_t row, uint64_t rows, float *out,
 			struct err *err);
+/* What a packed module holds: codes (rows, cols), scales and zeros (rows, groups). */
+struct layer_module { int bits; size_t rows, cols, groups; };
+/* ERR_CORRUPT when `module` is not packed here or its parts do not fit together. */
+int layer_blob_module(const struct layer_blob *b, const char *module, struct layer_module *m, struct err *err);
+/* The parts themselves, into arrays of those shapes. */
+int layer_blob_read_module(struct layer_blob *b, const char *module, uint8_t *codes, float *scales, float *zeros,
+			   struct err *err);
 /* Stored bytes [offset, offset + len) of a tensor. */
 int layer_blob_read_raw(struct layer_blob *b, const struct st_tensor *t, uint64_t offset, void *bytes,
 			size_t len, struct err *err);

@@ -1,4 +1,4 @@
-/* Order and safeguards of quantizing one module: initialize, round, measure.
+/* Order and safeguards of quantizing one module: initialize, round, measure, refine.
  *
  * Error feedback moves the weights before they are rounded, so the scale that was best for the weights
  * is only about the best for a row after it, and what a row loses is partly luck. Rows are
@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "worker/quant/refine.h"
 
 /* Scales tried, relative to the fitted ones. */
 static const float trials[] = { 1, 0.98f, 1.02f, 1.04f };
@@ -29,6 +30,8 @@ static int check_options(const struct quant_site *site, const struct quant_optio
 			       grid->group, site->cols);
 	if (options->ldlq && !site->u)
 		return err_set(err, ERR_INTERNAL, "LDLQ needs the factor of H, which was not asked for");
+	if (options->refine < 0)
+		return err_set(err, ERR_INVALID, "refine is %d rounds; it must be at least 0", options->refine);
 	return 0;
 }
 
@@ -185,6 +188,9 @@ int quant_module(struct quant_result *out, struct backend *be, const struct quan
 		goto fail;
 	out->loss = out->loss_nearest;
 	if (options->ldlq && round_with_feedback(out, be, site, options, w, rows, err) != 0)
+		goto fail;
+	out->loss_rounded = out->loss;
+	if (options->refine > 0 && refine_module(out, be, site, options, w, rows, err) != 0)
 		goto fail;
 	return 0;
 fail:

@@ -1,6 +1,6 @@
 /* quantize.h - one linear module from weights and H to codes, scales and zero-points.
  *
- * The order of steps (initialize, round, measure) and their safeguards live here; the arithmetic
+ * The order of steps (initialize, round, measure, refine) and their safeguards live here; the arithmetic
  * is the backend's. Pure: no I/O, clock, threads or logging. Caller frees with *_deinit.
  */
 #ifndef QUARRY_WORKER_QUANT_QUANTIZE_H
@@ -30,6 +30,7 @@ struct quant_options {
 	struct grid grid;
 	enum fit_method method;
 	bool ldlq;              /* false: nearest */
+	int refine;             /* rounds of refinement after rounding, at most; 0: none */
 };
 
 struct quant_result {
@@ -37,7 +38,9 @@ struct quant_result {
 	float *scales, *zeros;  /* (N,G) */
 	double init_objective;  /* sum over groups after initialization, before rounding tries others */
 	double loss_nearest;    /* proxy loss with nearest codes (before error feedback) */
-	double loss;            /* proxy loss trace(E H E^T) of the result */
+	double loss_rounded;    /* proxy loss after rounding, before refinement */
+	double loss;            /* proxy loss trace(E H E^T) of the result; never above loss_rounded */
+	int refine_rounds;      /* rounds done: fewer than asked for when one won next to nothing */
 	double energy;          /* trace(W H W^T): loss / energy is the relative error */
 };
 

@@ -10,7 +10,7 @@
 
 #include "worker/backend/cpu/levels.h"
 
-enum { SUM_LANES = 16 };
+enum { SUM_LANES = 16, WIN_LANES = 16 };
 
 static void allow(const struct refine_row *o, size_t j)
 {
@@ -46,56 +46,58 @@ static inline float win(float r, float a, float d, float up, float down, float h
 	return (rise > fall ? rise : fall) - half;
 }
 
-/* The most that win() gives over all columns. */
-static float best_win(const struct refine_row *o, const float *restrict a, float d)
+/* The most that win() gives over all columns, and a column where it does; 0 where nothing wins. */
+static float best_win(const struct refine_row *o, const float *restrict a, float d, size_t *column)
 {
 	const float *restrict r = o->r, *restrict up = o->up, *restrict down = o->down;
 	const float *restrict half = o->half;
-	float best[REFINE_LANES] = { 0 };
+	float best[WIN_LANES] = { 0 }, most = 0;
+	int32_t at[WIN_LANES] = { 0 };
+	const int32_t n = (int32_t)o->stride;
 
-	for (size_t k = 0; k < o->stride; k += REFINE_LANES)
-		for (int l = 0; l < REFINE_LANES; l++) {
+	for (int32_t k = 0; k < n; k += WIN_LANES)
+		for (int l = 0; l < WIN_LANES; l++) {
 			const float x = win(r[k + l], a[k + l], d, up[k + l], down[k + l], half[k + l]);
 
+			at[l] = x > best[l] ? k : at[l];
 			best[l] = x > best[l] ? x : best[l];
 		}
-	for (int width = REFINE_LANES / 2; width > 0; width /= 2)
-		for (int l = 0; l < width; l++)
-			best[l] = best[l + width] > best[l] ? best[l + width] : best[l];
-	return best[0];
-}
-
-/* The first column where win() is `value`: best_win() has seen it there. */
-static size_t find_win(const struct refine_row *o, const float *restrict a, float d, float value)
-{
-	const float *restrict r = o->r, *restrict up = o->up, *restrict down = o->down;
-	const float *restrict half = o->half;
-	size_t k = 0;
-
-	for (int hit = 0; k < o->stride; k += REFINE_LANES) {
-		for (int l = 0; l < REFINE_LANES; l++)
-			hit |= win(r[k + l], a[k + l], d, up[k + l], down[k + l], half[k + l]) == value;
-		if (hit)
-			break;
-	}
-	while (k + 1 < o->cols && win(r[k], a[k], d, o->up[k], o->down[k], o->half[k]) != value)
-		k++;
-	return k;
-}
-
-static void add(const float *restrict x, float factor, size_t n, float *restrict y)
-{
-	for (size_t i = 0; i < n; i += REFINE_LANES)
-		for (int l = 0; l < REFINE_LANES; l++)
-			y[i + l] += factor * x[i + l];
+	for (int l = 0; l < WIN_LANES; l++)
+		most = best[l] > most ? best[l] : most;
+	for (int l = WIN_LANES - 1; l >= 0; l--)
+		if (best[l] == most)
+			*column = (size_t)(at[l] + l);
+	return most;
 }
 
 /* e_j has grown by d, so r by d A_j. */
 static void move(const struct refine_row *o, size_t j, float step)
 {
+	const float *restrict a = o->a + j * o->stride;
+	float *restrict r = o->r;
+	const float d = -step * o->s[j];
+	const size_t n = o->stride;
+
 	o->q[j] += step;
 	allow(o, j);
-	add(o->a + j * o->stride, -step * o->s[j], o->stride, o->r);
+	for (size_t i = 0; i < n; i++)
+		r[i] += d * a[i];
+}
+
+/* Both at once. */
+static void move_pair(const struct refine_row *o, size_t j, float step, size_t k, float its_step)
+{
+	const float *restrict a = o->a + j * o->stride, *restrict b = o->a + k * o->stride;
+	float *restrict r = o->r;
+	const float d = -step * o->s[j], c = -its_step * o->s[k];
+	const size_t n = o->stride;
+
+	o->q[j] += step;
+	o->q[k] += its_step;
+	allow(o, j);
+	allow(o, k);
+	for (size_t i = 0; i < n; i++)
+		r[i] += d * a[i] + c * b[i];
 }
 
 /* The step that t asks for, within the codes there are. */
@@ -114,24 +116,19 @@ static void visit(const struct refine_row *o, size_t j, float step)
 {
 	const float *a = o->a + j * o->stride, s = o->s[j], d = -step * s;
 	const double own = (double)s * s * o->diagonal[j];
-	double gain = 2.0 * s * step * o->r[j] - own * step * step;
+	const double alone = 2.0 * s * step * o->r[j] - own * step * step;
 	size_t k = 0;
-	float best, rise = 0;
+	float best;
 
 	o->up[j] = o->down[j] = 0;
-	best = best_win(o, a, d);
+	best = best_win(o, a, d, &k);
 	allow(o, j);
-	gain += 2.0 * best;
-	if (!(gain > o->least * own))
+	if (!(alone + 2.0 * best > o->least * own))
 		return;
-	if (best > 0) {
-		o->up[j] = o->down[j] = 0;
-		k = find_win(o, a, d, best);
-		rise = o->r[k] + d * a[k] > 0 ? 1 : -1;
-	}
-	move(o, j, step);
 	if (best > 0)
-		move(o, k, rise);
+		move_pair(o, j, step, k, o->r[k] + d * a[k] > 0 ? 1 : -1);
+	else
+		move(o, j, step);
 }
 
 static void sweep(const struct refine_row *o)
@@ -180,6 +177,13 @@ static void sums(const float *restrict q, const float *restrict a, const float *
 	*r1 = total(r_lanes);
 }
 
+static void errors(const float *restrict w, const float *restrict q, double inverse, double s, double z,
+		   size_t n, float *restrict e)
+{
+	for (size_t i = 0; i < n; i++)
+		e[i] = (float)(w[i] * inverse - s * (q[i] - z));
+}
+
 static double dot(const float *restrict x, const float *restrict y, size_t n)
 {
 	double acc[SUM_LANES] = { 0 };
@@ -196,5 +200,6 @@ static double dot(const float *restrict x, const float *restrict y, size_t n)
 const struct refine_kernels KERNEL_TABLE(refine_kernels) = {
 	.sweep = sweep,
 	.sums = sums,
+	.errors = errors,
 	.dot = dot,
 };

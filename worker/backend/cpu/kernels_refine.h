@@ -31,6 +31,8 @@ struct refine_kernels {
 	/* q1 = sum of q a, rq of r q, r1 of r over n columns; a = A 1 of the group, r = A e. */
 	void (*sums)(const float *q, const float *a, const float *r, size_t n, double *q1, double *rq,
 		     double *r1);
+	/* e = w inverse - s (q - z) over n columns, in double */
+	void (*errors)(const float *w, const float *q, double inverse, double s, double z, size_t n, float *e);
 	/* sum of x y over n */
 	double (*dot)(const float *x, const float *y, size_t n);
 };

@@ -23,7 +23,7 @@ CPU_LEVEL_DECLARE(struct refine_kernels, refine_kernels);
 static const struct refine_kernels *const kernel_tables[] = CPU_LEVEL_TABLE(refine_kernels);
 
 enum {
-	TILE_MAX = 256, TILE_STEP = 64,
+	TILE_MAX = 256, TILE_STEP = 128,
 	TILE_SHARE = 16,        /* wanted number of tiles */
 	ROWS_PER_ITEM = 16,     /* of A, when it is made */
 	FORM_BLOCK = 128,       /* columns of x A x^T at a time */
@@ -61,6 +61,18 @@ struct refine_job {
 
 /* --- A ------------------------------------------------------------------------------------------ */
 
+/* Row i of A 1 within its group, from A as it was rounded. */
+static double sum_of_group(const struct refine_job *job, size_t i)
+{
+	const size_t n = job->grid->group;
+	const float *a = job->a + i * job->stride + i / n * n;
+	double sum = 0;
+
+	for (size_t j = 0; j < n; j++)
+		sum += a[j];
+	return sum;
+}
+
 static void fill_rows(void *ctx, size_t item, int worker)
 {
 	struct refine_job *job = ctx;
@@ -76,24 +88,7 @@ static void fill_rows(void *ctx, size_t item, int worker)
 		row[i] = (float)((job->h[i * n + i] + job->damp) * factor);
 		memset(row + n, 0, (job->stride - n) * sizeof(*row));
 		job->diagonal[i] = row[i];
-	}
-}
-
-/* A 1 and 1^T A 1 within each group, from A as it was rounded. */
-static void sum_groups(struct refine_job *job)
-{
-	const size_t n = job->grid->group;
-
-	for (size_t g = 0; g < job->groups; g++) {
-		job->group_ones[g] = 0;
-		for (size_t i = g * n; i < (g + 1) * n; i++) {
-			double sum = 0;
-
-			for (size_t j = g * n; j < (g + 1) * n; j++)
-				sum += job->a[i * job->stride + j];
-			job->ones[i] = (float)sum;
-			job->group_ones[g] += sum;
-		}
+		job->ones[i] = (float)sum_of_group(job, i);
 	}
 }
 
@@ -114,7 +109,8 @@ static void make_a(struct refine_job *job, struct pool *pool)
 	job->unit = unit_of(job->h, job->cols, job->damp);
 	memset(job->diagonal + job->cols, 0, pad * sizeof(*job->diagonal));
 	pool_run(pool, ceil_div(job->cols, ROWS_PER_ITEM), fill_rows, job);
-	sum_groups(job);
+	for (size_t i = 0; i < job->cols; i++)
+		job->group_ones[i / job->grid->group] += job->ones[i];
 }
 
 /* --- a tile ------------------------------------------------------------------------------------- */
@@ -160,12 +156,9 @@ static void fill_errors(const struct refine_job *job, struct tile *t, size_t row
 	const double inverse = 1 / t->unit[at];
 	float *e = t->x + at * job->stride;
 
-	for (size_t g = 0; g < job->groups; g++) {
-		const double s = t->s[at * job->groups + g], z = t->z[at * job->groups + g];
-
-		for (size_t c = g * n; c < (g + 1) * n; c++)
-			e[c] = (float)(w[c] * inverse - s * ((double)q[c] - z));
-	}
+	for (size_t g = 0; g < job->groups; g++)
+		job->k->errors(w + g * n, q + g * n, inverse, t->s[at * job->groups + g],
+			       t->z[at * job->groups + g], n, e + g * n);
 	memset(e + job->cols, 0, (job->stride - job->cols) * sizeof(*e));
 }
 

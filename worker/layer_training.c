@@ -1,0 +1,247 @@
+#include "worker/layer_training.h"
+
+#include <stdio.h>
+
+#include "common/alloc.h"
+#include "common/half.h"
+#include "worker/layer_store.h"
+
+/* What the callbacks of the training need. */
+struct feeding {
+	const struct layer_plan *plan;
+	struct layer_forward *f;
+	struct hidden_shards *shards;
+	const struct layer_targets *targets;
+	double from, to;
+	enum st_dtype bias[LIN_COUNT], norm[NORM_COUNT];
+};
+
+/* --- targets -------------------------------------------------------------------------------------- */
+
+uint64_t layer_targets_bytes(const struct layer_targets *t, size_t sequences)
+{
+	return (uint64_t)sequences * t->sequence * sizeof(float);
+}
+
+int layer_targets_put(void *ctx, size_t first, size_t count, const float *y, struct err *err)
+{
+	const struct layer_targets *t = ctx;
+
+	return scratch_file_write(t->file, layer_targets_bytes(t, first), y,
+				  count * t->sequence * sizeof(*y), err);
+}
+
+/* --- what the training asks for --------------------------------------------------------------------- */
+
+static int give_input(void *ctx, size_t i, float *x, struct err *err)
+{
+	struct feeding *k = ctx;
+
+	return hidden_shards_read(k->shards, i, 1, x, err);
+}
+
+static int give_target(void *ctx, size_t i, float *y, struct err *err)
+{
+	struct feeding *k = ctx;
+
+	return scratch_file_read(k->targets->file, layer_targets_bytes(k->targets, i), y,
+				 k->targets->sequence * sizeof(*y), err);
+}
+
+static int show_progress(void *ctx, const struct distill_progress *p, struct err *err)
+{
+	struct feeding *k = ctx;
+	char what[96], loss[32] = "";
+
+	if (p->loss >= 0)
+		snprintf(loss, sizeof(loss), ", loss %.4f", p->loss);
+	snprintf(what, sizeof(what), "layer %lld: distilling, epoch %zu of %zu%s", (long long)k->plan->layer,
+		 p->epoch + 1, p->epochs, loss);
+	return task_step(k->shards->env, k->from + (k->to - k->from) * p->fraction, what, err);
+}
+
+/* Through the stored type and back, a piece at a time. */
+static void round_values(float *values, size_t n, enum st_dtype dtype)
+{
+	uint16_t piece[256];
+
+	if (dtype != ST_BF16 && dtype != ST_F16)
+		return;
+	for (size_t at = 0, now; at < n; at += now) {
+		now = n - at < 256 ? n - at : 256;
+		layer_to_dtype(values + at, now, dtype, piece);
+		if (dtype == ST_BF16)
+			bf16_to_f32_array(piece, values + at, now);
+		else
+			f16_to_f32_array(piece, values + at, now);
+	}
+}
+
+static void round_bias(void *ctx, int module, float *values, size_t n)
+{
+	const struct feeding *k = ctx;
+
+	round_values(values, n, k->bias[module]);
+}
+
+static void round_norm(void *ctx, int norm, float *values, size_t n)
+{
+	const struct feeding *k = ctx;
+
+	round_values(values, n, k->norm[norm]);
+}
+
+static int find_dtypes(struct feeding *k, const struct tuned_plan *plan, struct err *err)
+{
+	const struct checkpoint *ck = &k->f->ck;
+	char name[MODEL_NAME_MAX + 8];
+
+	for (int i = 0; i < LIN_COUNT; i++) {
+		snprintf(name, sizeof(name), "%s.bias", k->plan->name[i]);
+		if (plan->module[i].bias && layer_source_dtype(ck, name, &k->bias[i], err) != 0)
+			return -1;
+	}
+	for (int i = 0; i < NORM_COUNT; i++) {
+		model_norm_name(name, &ck->config, (size_t)k->plan->layer, (enum block_norm)i);
+		if (plan->norm[i] > 0 && layer_source_dtype(ck, name, &k->norm[i], err) != 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* --- the state ---------------------------------------------------------------------------------------- */
+
+static struct tuned_plan plan_state(const struct layer_plan *plan, const struct layer_forward *f)
+{
+	struct tuned_plan t = { .shape = f->block.shape, .train_codes = plan->train_codes };
+
+	for (int i = 0; i < LIN_COUNT; i++) {
+		t.module[i] = (struct tuned_module){
+			.quantized = !plan->settings[i].skip, .bias = plan->shape[i].bias,
+			.rows = plan->shape[i].rows, .cols = plan->shape[i].cols,
+		};
+		if (t.module[i].quantized)
+			t.module[i].grid = layer_plan_grid(plan, i);
+	}
+	for (int i = 0; i < NORM_COUNT; i++)
+		if (!model_norm(&f->ck.config, (enum block_norm)i, &t.norm[i]))
+			t.norm[i] = 0;
+	return t;
+}
+
+static void fill_state(struct tuned *t, struct block_weights *w, const struct quant_result results[LIN_COUNT])
+{
+	tuned_reset(t);
+	for (int i = 0; i < LIN_COUNT; i++) {
+		const float *weights = *block_linear_slot(w, (enum block_linear)i);
+
+		if (t->plan.module[i].quantized)
+			tuned_set_module(t, i, results[i].codes, results[i].scales, results[i].zeros, weights);
+		else
+			tuned_set_constant(t, i, weights);
+		if (t->plan.module[i].bias)
+			tuned_set_bias(t, i, *block_bias_slot(w, (enum block_linear)i));
+	}
+	for (int i = 0; i < NORM_COUNT; i++)
+		if (t->plan.norm[i])
+			tuned_set_norm(t, i, *block_norm_slot(w, (enum block_norm)i));
+}
+
+static void take_results(const struct tuned *t, struct quant_result results[LIN_COUNT])
+{
+	for (int i = 0; i < LIN_COUNT; i++)
+		if (t->plan.module[i].quantized)
+			tuned_result(t, i, results[i].codes, results[i].scales, results[i].zeros);
+}
+
+static bool all_quantized(const struct tuned_plan *plan)
+{
+	bool all = true;
+
+	for (int i = 0; i < TUNED_MODULES; i++)
+		all = all && plan->module[i].quantized;
+	return all;
+}
+
+static int train(struct layer_training *d, struct feeding *k, size_t values, size_t grads, struct err *err)
+{
+	const struct distill_data data = {
+		.seq_len = k->f->seq_len, .rope = &k->f->rope.table, .input = give_input, .target = give_target,
+		.progress = show_progress, .stored_bias = round_bias, .stored_norm = round_norm, .ctx = k,
+	};
+	int rc;
+
+	if (tuned_scratch_init(&d->tuned.scratch, values, grads, err) != 0)
+		return -1;
+	rc = distill_block(&d->tuned, &k->plan->training, &data, &d->result, err);
+	tuned_scratch_deinit(&d->tuned.scratch);
+	return rc == 0 ? 0 : err_prefix(err, "distilling layer %lld", (long long)k->plan->layer);
+}
+
+int layer_training_run(struct layer_training *d, const struct layer_plan *plan, struct layer_forward *f,
+		      struct hidden_shards *shards, const struct layer_targets *targets,
+		      struct quant_result results[LIN_COUNT], double from, double to, struct err *err)
+{
+	const struct tuned_plan state = plan_state(plan, f);
+	struct feeding k = { .plan = plan, .f = f, .shards = shards, .targets = targets, .from = from,
+			     .to = to };
+	const struct tuned_scratch none = { 0 };
+	size_t floats, values, grads;
+
+	*d = (struct layer_training){ 0 };
+	if (find_dtypes(&k, &state, err) != 0 || tuned_sizes(&state, &floats, &values, &grads, err) != 0)
+		return -1;
+	d->state = mem_alloc_aligned(floats, sizeof(*d->state));
+	if (!d->state)
+		return err_set_nomem(err, "the training state of a block");
+	tuned_open(&d->tuned, &state, f->backend, d->state, &none);
+	fill_state(&d->tuned, &f->block.w, results);
+	if (all_quantized(&state))
+		block_free(&f->block);
+	if (train(d, &k, values, grads, err) != 0)
+		return -1;
+	take_results(&d->tuned, results);
+	return f->block.data ? 0 : layer_forward_load(f, (size_t)plan->layer, NULL, err);
+}
+
+void layer_training_deinit(struct layer_training *d)
+{
+	mem_free(d->state);
+	d->state = NULL;
+}
+
+/* --- the report --------------------------------------------------------------------------------------- */
+
+static struct json *curve_json(const struct distill_result *r)
+{
+	struct json *curve = json_new_array();
+
+	for (size_t i = 0; curve && i < r->points; i++) {
+		struct json *point = json_new_array();
+
+		if (json_push(point, json_new_number((double)r->curve[i].step)) != 0 ||
+		    json_push(point, json_new_number(r->curve[i].loss)) != 0) {
+			json_free(point);
+			json_free(curve);
+			return NULL;
+		}
+		if (json_push(curve, point) != 0) {
+			json_free(curve);
+			return NULL;
+		}
+	}
+	return curve;
+}
+
+struct json *layer_training_json(const struct layer_training *d)
+{
+	const struct distill_result *r = &d->result;
+	struct json *o = json_new_object();
+
+	if (json_set_number(o, "before", r->before) == 0 && json_set_number(o, "after", r->after) == 0 &&
+	    json_set_bool(o, "kept", r->kept) == 0 && json_set_int(o, "steps", r->steps) == 0 &&
+	    json_set(o, "curve", curve_json(r)) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}

@@ -1,0 +1,283 @@
+#include "worker/quant/distill_block.h"
+
+#include <string.h>
+
+#include "common/alloc.h"
+#include "worker/quant/order.h"
+#include "worker/quant/tuned_parts.h"
+
+struct training {
+	struct tuned *t;
+	const struct distill_settings *settings;
+	const struct distill_data *data;
+	struct distill_result *out;
+	struct distill_progress progress;
+	size_t sequence;        /* floats of one sequence */
+	uint32_t *order;        /* (sequences) of this epoch */
+	float *x;               /* (batch) sequences */
+	float *target, *y;      /* one sequence each */
+	float *best;            /* (trained) parameters, best so far */
+	float *dense;           /* biases and norms while their stored form is tried */
+	double energy;          /* mean of (y - x)^2 of the original block over the probe */
+	int64_t step, steps;
+	size_t done, work;      /* sequences of all epochs */
+	double curve_sum;
+	int64_t curve_from;
+	/* of the batch under way */
+	const uint32_t *members;
+	size_t count;
+	double squares;
+	struct err *err;
+};
+
+static int check(const struct distill_settings *s, const struct distill_data *d, struct err *err)
+{
+	size_t work;
+
+	if (s->sequences == 0 || s->sequences > UINT32_MAX || s->epochs == 0 || s->batch == 0 ||
+	    d->seq_len == 0 || !size_mul(s->sequences, s->epochs, &work))
+		return err_set(err, ERR_INVALID, "distillation needs at least one sequence, epoch and batch; "
+			       "%zu, %zu and %zu were given", s->sequences, s->epochs, s->batch);
+	return 0;
+}
+
+static void training_deinit(struct training *k)
+{
+	mem_free(k->order);
+	mem_free(k->x);
+	mem_free(k->target);
+	mem_free(k->y);
+	mem_free(k->best);
+	mem_free(k->dense);
+}
+
+/* What is held on failure belongs to training_deinit(). */
+static int training_init(struct training *k, struct err *err)
+{
+	const struct distill_settings *s = k->settings;
+	const size_t batch = s->batch < s->sequences ? s->batch : s->sequences;
+	const size_t steps = (s->sequences + s->batch - 1) / s->batch * s->epochs;
+	size_t all;
+
+	if (!size_mul(k->data->seq_len, k->t->plan.shape.hidden, &k->sequence) ||
+	    !size_mul(k->sequence, batch, &all))
+		return err_set(err, ERR_TOO_LARGE, "%zu sequences of %zu tokens do not fit into memory", batch,
+			       k->data->seq_len);
+	k->steps = (int64_t)steps;
+	k->work = s->sequences * s->epochs;
+	k->progress = (struct distill_progress){ .epochs = s->epochs, .loss = -1 };
+	k->order = mem_alloc(s->sequences, sizeof(*k->order));
+	k->x = mem_alloc_aligned(all, sizeof(*k->x));
+	k->target = mem_alloc_aligned(k->sequence, sizeof(*k->target));
+	k->y = mem_alloc_aligned(k->sequence, sizeof(*k->y));
+	k->best = mem_alloc_aligned(k->t->trained, sizeof(*k->best));
+	k->dense = mem_alloc_aligned(tuned_runs(&k->t->plan).dense, sizeof(*k->dense));
+	if (!k->order || !k->x || !k->target || !k->y || !k->best || !k->dense)
+		return err_set_nomem(err, "the training of a block");
+	return 0;
+}
+
+static int tell(struct training *k, struct err *err)
+{
+	k->progress.fraction = (double)k->done / (double)k->work;
+	return k->data->progress ? k->data->progress(k->data->ctx, &k->progress, err) : 0;
+}
+
+static double squared_difference(const float *a, const float *b, size_t n)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const double d = (double)a[i] - (double)b[i];
+
+		sum += d * d;
+	}
+	return sum;
+}
+
+/* --- the probe ------------------------------------------------------------------------------------ */
+
+/* Mean squared difference over the probe; with `energy`, that of the original block's output to its input
+ * too. */
+static int probe(struct training *k, double *loss, double *energy, struct err *err)
+{
+	const size_t n = k->settings->sequences < DISTILL_PROBE ? k->settings->sequences : DISTILL_PROBE;
+	const struct distill_data *d = k->data;
+	struct backend *be = k->t->be;
+	struct block_weights w;
+	double sum = 0, change = 0;
+
+	if (tuned_weights(k->t, &w, err) != 0)
+		return -1;
+	for (size_t i = 0; i < n; i++) {
+		if (tell(k, err) != 0 || d->input(d->ctx, i, k->x, err) != 0 ||
+		    d->target(d->ctx, i, k->target, err) != 0 ||
+		    be->ops->block_forward(be, &k->t->plan.shape, &w, d->rope, k->x, 1, d->seq_len, k->y,
+					   NULL, NULL, err) != 0)
+			return -1;
+		sum += squared_difference(k->y, k->target, k->sequence);
+		change += squared_difference(k->target, k->x, k->sequence);
+	}
+	*loss = sum / ((double)n * (double)k->sequence);
+	if (energy)
+		*energy = change / ((double)n * (double)k->sequence);
+	return 0;
+}
+
+static void round_dense(struct training *k)
+{
+	const struct distill_data *d = k->data;
+	struct tuned *t = k->t;
+
+	for (int i = 0; d->stored_bias && i < TUNED_MODULES; i++)
+		if (t->module[i].bias)
+			d->stored_bias(d->ctx, i, t->module[i].bias, t->plan.module[i].rows);
+	for (int i = 0; d->stored_norm && i < TUNED_NORMS; i++)
+		if (t->norm[i])
+			d->stored_norm(d->ctx, i, t->norm[i], t->plan.norm[i]);
+}
+
+/* Keeps the state when its stored form is the best so far. Training goes on with exact biases and norms. */
+static int try_state(struct training *k, struct err *err)
+{
+	const size_t n = tuned_runs(&k->t->plan).dense;
+	float *dense = k->t->params + (k->t->trained - n); /* the last run of the parameters */
+	double loss;
+
+	memcpy(k->dense, dense, n * sizeof(*dense));
+	round_dense(k);
+	if (probe(k, &loss, NULL, err) != 0)
+		return -1;
+	loss /= k->energy;
+	if (loss < k->out->after) {
+		k->out->after = loss;
+		k->out->kept = true;
+		memcpy(k->best, k->t->params, k->t->trained * sizeof(*k->best));
+	}
+	memcpy(dense, k->dense, n * sizeof(*dense));
+	return 0;
+}
+
+static int measure_start(struct training *k, struct err *err)
+{
+	round_dense(k);
+	if (probe(k, &k->out->before, &k->energy, err) != 0)
+		return -1;
+	if (!(k->energy > 0))
+		k->energy = 1;
+	k->out->before /= k->energy;
+	k->out->after = k->progress.loss = k->out->before;
+	memcpy(k->best, k->t->params, k->t->trained * sizeof(*k->best));
+	return 0;
+}
+
+/* --- steps ----------------------------------------------------------------------------------------- */
+
+/* block_loss: dy = 2 (y - target) / elements of the batch. */
+static int output_loss(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+{
+	struct training *k = ctx;
+	const double scale = 2 / ((double)k->count * (double)k->sequence);
+
+	(void)rows;
+	(void)cols;
+	if (tell(k, k->err) != 0 ||
+	    k->data->target(k->data->ctx, k->members[sequence], k->target, k->err) != 0)
+		return -1;
+	for (size_t i = 0; i < k->sequence; i++)
+		dy[i] = (float)(scale * ((double)y[i] - (double)k->target[i]));
+	k->squares += squared_difference(y, k->target, k->sequence);
+	k->done++;
+	return 0;
+}
+
+static void add_point(struct training *k, double loss)
+{
+	const int64_t interval = (k->steps + DISTILL_CURVE - 1) / DISTILL_CURVE;
+	struct distill_result *out = k->out;
+
+	k->curve_sum += loss;
+	if (k->step % interval != 0 && k->step != k->steps)
+		return;
+	out->curve[out->points].step = k->step;
+	out->curve[out->points++].loss = k->curve_sum / (double)(k->step - k->curve_from);
+	k->curve_from = k->step;
+	k->curve_sum = 0;
+}
+
+/* One batch: sequences k->members[0 .. count). */
+static int take_step(struct training *k, struct err *err)
+{
+	const struct distill_data *d = k->data;
+	struct backend *be = k->t->be;
+	struct block_weights w;
+	struct block_grads g;
+
+	for (size_t i = 0; i < k->count; i++)
+		if (d->input(d->ctx, k->members[i], k->x + i * k->sequence, err) != 0)
+			return -1;
+	k->squares = 0;
+	k->err = err;
+	tuned_grads(k->t, &g);
+	if (tuned_weights(k->t, &w, err) != 0 ||
+	    be->ops->block_backward(be, &k->t->plan.shape, &w, d->rope, k->x, k->count, d->seq_len,
+				    output_loss, k, NULL, &g, err) != 0)
+		return -1;
+	k->step++;
+	if (tuned_step(k->t, &k->settings->rates, tuned_schedule(k->step, k->steps), k->step, err) != 0)
+		return -1;
+	k->progress.loss = k->squares / ((double)k->count * (double)k->sequence) / k->energy;
+	add_point(k, k->progress.loss);
+	return 0;
+}
+
+static int run_epoch(struct training *k, size_t epoch, struct err *err)
+{
+	const struct distill_settings *s = k->settings;
+
+	k->progress.epoch = epoch;
+	training_order(s->seed, epoch, s->sequences, k->order);
+	for (size_t first = 0; first < s->sequences; first += k->count) {
+		k->members = k->order + first;
+		k->count = s->sequences - first < s->batch ? s->sequences - first : s->batch;
+		if (take_step(k, err) != 0)
+			return -1;
+	}
+	return try_state(k, err);
+}
+
+static int train(struct training *k, struct err *err)
+{
+	struct err failure = ERR_INIT;
+
+	for (size_t epoch = 0; epoch < k->settings->epochs; epoch++) {
+		if (run_epoch(k, epoch, &failure) == 0)
+			continue;
+		if (failure.code != ERR_NUMERIC)
+			return err_set(err, failure.code, "%s", failure.text);
+		break;
+	}
+	return 0;
+}
+
+int distill_block(struct tuned *t, const struct distill_settings *settings, const struct distill_data *data,
+		  struct distill_result *out, struct err *err)
+{
+	struct training k = { .t = t, .settings = settings, .data = data, .out = out };
+	int rc;
+
+	*out = (struct distill_result){ 0 };
+	if (check(settings, data, err) != 0)
+		return -1;
+	rc = training_init(&k, err);
+	if (rc == 0)
+		rc = measure_start(&k, err);
+	if (rc == 0)
+		rc = train(&k, err);
+	if (rc == 0) {
+		tuned_set_params(t, k.best);
+		out->steps = k.step;
+	}
+	training_deinit(&k);
+	return rc;
+}

@@ -1,0 +1,152 @@
+/* The steps of training: weights from the state, gradients of the grid, Adam per kind of parameter. */
+#include "worker/quant/tuned.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "worker/quant/tuned_parts.h"
+
+static const float FACTOR_MIN = 0.01f;
+static const float BETA1 = 0.9f, BETA2 = 0.95f, EPSILON = 1e-12f;
+
+static void give_weights(const struct tuned *t, const float *const of[TUNED_MODULES], struct block_weights *w)
+{
+	*w = (struct block_weights){
+		.attn_norm = t->norm[0], .mlp_norm = t->norm[1], .q_norm = t->norm[2], .k_norm = t->norm[3],
+		.q = of[0], .k = of[1], .v = of[2], .o = of[3], .gate = of[4], .up = of[5], .down = of[6],
+		.q_bias = t->module[0].bias, .k_bias = t->module[1].bias, .v_bias = t->module[2].bias,
+		.o_bias = t->module[3].bias, .gate_bias = t->module[4].bias,
+		.up_bias = t->module[5].bias, .down_bias = t->module[6].bias,
+	};
+}
+
+int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
+{
+	const float *of[TUNED_MODULES];
+	float *at = t->scratch.values;
+
+	for (int i = 0; i < TUNED_MODULES; i++) {
+		const struct tuned_module *m = &t->plan.module[i];
+
+		of[i] = m->quantized ? at : t->constant[i];
+		if (m->quantized &&
+		    t->be->ops->grid_values(t->be, &m->grid, t->module[i].latents, m->rows, m->cols,
+					    t->module[i].scales, t->module[i].zeros, at, err) != 0)
+			return -1;
+		at += tuned_cells(m);
+	}
+	give_weights(t, of, w);
+	return 0;
+}
+
+void tuned_grads(struct tuned *t, struct block_grads *g)
+{
+	const struct tuned_runs r = tuned_runs(&t->plan);
+	float *at = t->scratch.grads, *of[TUNED_MODULES], *bias[TUNED_MODULES], *norm[TUNED_NORMS];
+
+	for (int i = 0; i < TUNED_MODULES; i++)
+		of[i] = t->plan.module[i].quantized ? tuned_take(&at, tuned_cells(&t->plan.module[i])) : NULL;
+	at += r.groups + r.zeros;
+	for (int i = 0; i < TUNED_MODULES; i++)
+		bias[i] = t->plan.module[i].bias ? tuned_take(&at, t->plan.module[i].rows) : NULL;
+	for (int i = 0; i < TUNED_NORMS; i++)
+		norm[i] = t->plan.norm[i] ? tuned_take(&at, t->plan.norm[i]) : NULL;
+	*g = (struct block_grads){
+		.attn_norm = norm[0], .mlp_norm = norm[1], .q_norm = norm[2], .k_norm = norm[3],
+		.q = of[0], .k = of[1], .v = of[2], .o = of[3], .gate = of[4], .up = of[5], .down = of[6],
+		.q_bias = bias[0], .k_bias = bias[1], .v_bias = bias[2], .o_bias = bias[3],
+		.gate_bias = bias[4], .up_bias = bias[5], .down_bias = bias[6],
+	};
+}
+
+/* Gradients of weights become those of latents, factors and zero-points. */
+static int grid_step(struct tuned *t, const struct tuned_runs *r, struct err *err)
+{
+	float *dw = t->scratch.grads, *df = dw + r->cells, *dz = df + r->groups;
+
+	for (int i = 0; i < TUNED_MODULES; i++) {
+		const struct tuned_module *m = &t->plan.module[i];
+		const size_t groups = tuned_groups(m);
+		const bool zeros = tuned_trains_zeros(m);
+
+		if (!m->quantized)
+			continue;
+		if (t->be->ops->grid_gradients(t->be, &m->grid, t->module[i].latents, m->rows, m->cols,
+					       t->module[i].scales, t->module[i].zeros, dw, df,
+					       zeros ? dz : NULL, t->plan.train_codes ? dw : NULL, err) != 0)
+			return -1;
+		for (size_t g = 0; g < groups; g++)
+			df[g] *= t->module[i].base[g];
+		dw += tuned_cells(m);
+		df += groups;
+		dz += zeros ? groups : 0;
+	}
+	return 0;
+}
+
+/* Parameters changed: factors stay positive, scales follow. */
+static void follow(struct tuned *t)
+{
+	for (int i = 0; i < TUNED_MODULES; i++) {
+		const size_t groups = tuned_groups(&t->plan.module[i]);
+
+		for (size_t g = 0; g < groups; g++) {
+			float *f = &t->module[i].factors[g];
+
+			*f = fmaxf(*f, FACTOR_MIN);
+			t->module[i].scales[g] = t->module[i].base[g] * *f;
+		}
+	}
+}
+
+int tuned_step(struct tuned *t, const struct tuned_rates *rates, float schedule, int64_t step,
+	       struct err *err)
+{
+	const struct tuned_runs r = tuned_runs(&t->plan);
+	const struct { size_t n; float rate; } run[] = {
+		{ t->plan.train_codes ? r.cells : 0, rates->code }, { r.groups, rates->scale },
+		{ r.zeros, rates->zero }, { r.dense, rates->norm },
+	};
+	const float *g = t->scratch.grads + (t->plan.train_codes ? 0 : r.cells);
+	size_t at = 0;
+
+	if (grid_step(t, &r, err) != 0)
+		return -1;
+	for (size_t i = 0; i < sizeof(run) / sizeof(*run); at += run[i++].n) {
+		const struct adam adam = { run[i].rate * schedule, BETA1, BETA2, EPSILON, step };
+
+		if (run[i].n > 0 && t->be->ops->adam_step(t->be, &adam, run[i].n, t->params + at, g + at,
+							  t->moments1 + at, t->moments2 + at, err) != 0)
+			return -1;
+	}
+	follow(t);
+	return 0;
+}
+
+void tuned_result(const struct tuned *t, int module, uint8_t *codes, float *scales, float *zeros)
+{
+	const struct tuned_module *m = &t->plan.module[module];
+	const float top = (float)((1 << m->grid.bits) - 1);
+	const size_t cells = tuned_cells(m);
+
+	for (size_t i = 0; i < cells; i++)
+		codes[i] = (uint8_t)fminf(fmaxf(nearbyintf(t->module[module].latents[i]), 0), top);
+	memcpy(scales, t->module[module].scales, tuned_groups(m) * sizeof(*scales));
+	memcpy(zeros, t->module[module].zeros, tuned_groups(m) * sizeof(*zeros));
+}
+
+void tuned_set_params(struct tuned *t, const float *params)
+{
+	memcpy(t->params, params, t->trained * sizeof(*params));
+	follow(t);
+}
+
+float tuned_schedule(int64_t step, int64_t steps)
+{
+	const int64_t warm = (steps + 9) / 10;
+	const double pi = 3.14159265358979323846;
+
+	if (step <= warm)
+		return (float)step / (float)warm;
+	return (float)(0.5 + 0.5 * cos(pi * (double)(step - warm) / (double)(steps - warm + 1)));
+}
