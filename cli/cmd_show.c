@@ -4,6 +4,7 @@
 #include "cli/connect.h"
 #include "cli/follow.h"
 #include "cli/grid.h"
+#include "cli/scores.h"
 #include "cli/text.h"
 
 static const struct arg_spec options[] = {
@@ -14,18 +15,33 @@ static const struct arg_spec options[] = {
 
 static void print_perplexity(const struct json *job)
 {
-	char name[256];
+	char name[256], score[SCORE_MAX];
 
 	for (const struct json *p = json_first(json_get(job, "perplexity")); p; p = json_next(p)) {
 		double before = json_get_number(p, "original", -1), after = json_get_number(p, "quantized", -1);
+		double reference = json_get_number(p, "reference", -1);
 
 		printf("perplexity  %s:", text_safe(json_get_string(p, "text", "?"), name, sizeof(name)));
 		if (before >= 0)
 			printf(" %.3f", before);
 		if (after >= 0)
 			printf(" -> %.3f", after);
+		if (reference >= 0)
+			printf(" (reference %.3f)", reference);
+		if (score_comparison(p, score))
+			printf(", %s", score);
 		printf("%s\n", before < 0 && after < 0 ? " not measured yet" : "");
 	}
+}
+
+static void print_distillation(const struct json *job)
+{
+	char score[SCORE_MAX];
+
+	if (score_blocks(job, score))
+		printf("distilled   %s\n", score);
+	if (score_end_to_end(job, score))
+		printf("distilled   %s\n", score);
 }
 
 static void print_head(const struct json *job)
@@ -36,6 +52,9 @@ static void print_head(const struct json *job)
 	       text_safe(json_get_string(job, "name", ""), safe, sizeof(safe)));
 	printf("model       %s\n",
 	       text_safe(json_get_string(json_get(job, "model"), "name", "?"), safe, sizeof(safe)));
+	if (json_type(json_get(job, "reference")) == JSON_OBJECT)
+		printf("reference   %s\n",
+		       text_safe(json_get_string(json_get(job, "reference"), "name", "?"), safe, sizeof(safe)));
 	progress_line(job, false, line, sizeof(line));
 	printf("state       %s %s\n", text_safe(json_get_string(job, "state", "?"), safe, sizeof(safe)), line);
 }
@@ -46,6 +65,7 @@ static void print_end(const struct json *job)
 	char safe[4096];
 
 	print_perplexity(job);
+	print_distillation(job);
 	for (const struct json *w = json_first(json_get(job, "warnings")); w; w = json_next(w))
 		printf("warning     %s\n", text_safe(json_string(w, ""), safe, sizeof(safe)));
 	if (detail)

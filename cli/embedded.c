@@ -21,18 +21,19 @@ enum { LOCAL_PATIENCE_MS = 60000, STEP_TRIES = 8, SUBMISSION_MAX = 4096 };
 
 /* --- before anything starts -------------------------------------------------------------------------- */
 
-static int check_model_dir(struct embedded *e, const char *dir, struct err *err)
+/* `full` and `name` of the folder. what: "model folder" or the option that names it. */
+static int check_model_dir(const char *what, const char *dir, char full[PATH_MAX], char name[200], struct err *err)
 {
 	struct stat st;
 
 	if (stat(dir, &st) != 0)
-		return err_set_errno(err, errno, "model folder %s", dir);
+		return err_set_errno(err, errno, "%s %s", what, dir);
 	if (!S_ISDIR(st.st_mode))
 		return err_set(err, ERR_INVALID,
 			       "%s is not a folder; a model is a folder with config.json and *.safetensors", dir);
-	if (!realpath(dir, e->model_dir))
-		return err_set_errno(err, errno, "model folder %s", dir);
-	name_of_path(e->model_dir, "model", e->model_name, sizeof(e->model_name));
+	if (!realpath(dir, full))
+		return err_set_errno(err, errno, "%s %s", what, dir);
+	name_of_path(full, "model", name, 200);
 	return 0;
 }
 
@@ -53,12 +54,16 @@ static int check_fleet_options(const struct args *args, struct err *err)
 int embedded_init(struct embedded *e, const struct args *args, const char *model_dir, enum exit_status *status,
 		  struct err *err)
 {
+	const char *reference = args_get(args, "reference", NULL);
+
 	*e = (struct embedded){ .args = args };
 	*status = EXIT_USAGE;
 	if (check_fleet_options(args, err) != 0)
 		return -1;
 	*status = EXIT_FAILED;
-	if (check_model_dir(e, model_dir, err) != 0 || submit_check_texts(args, err) != 0)
+	if (check_model_dir("model folder", model_dir, e->model_dir, e->model_name, err) != 0 ||
+	    (reference && check_model_dir("--reference", reference, e->reference_dir, e->reference_name, err) != 0) ||
+	    submit_check_texts(args, err) != 0)
 		return -1;
 	e->recipe = json_copy(args->recipe);
 	return e->recipe ? 0 : err_set_nomem(err, "the recipe");
@@ -68,6 +73,7 @@ int embedded_start(struct embedded *e, bool dry_run, struct err *err)
 {
 	struct local_config config = {
 		.model_dir = e->model_dir,
+		.reference_dir = e->reference_dir[0] ? e->reference_dir : NULL,
 		.work_dir = args_get(e->args, "work", NULL),
 		.backend = args_get(e->args, "backend", NULL),
 		.memory = args_get(e->args, "memory", NULL),
@@ -149,6 +155,8 @@ static int submission_key(const struct embedded *e, char key[DIGEST_HEX], struct
 		add_text(d, recipe);
 		rc = add_model(d, e->model_dir, err);
 	}
+	if (rc == 0 && e->reference_dir[0])
+		rc = add_model(d, e->reference_dir, err);
 	if (rc == 0)
 		rc = add_texts(d, e->args, err);
 	if (rc == 0)
@@ -195,13 +203,26 @@ static int note_job(const struct embedded *e, const char *key, struct err *err)
 
 /* --- submitting ------------------------------------------------------------------------------------------- */
 
-static int register_model(struct embedded *e, char model[SERVER_ID], struct err *err)
+static int register_model(struct embedded *e, const char *dir, const char *name, char model[SERVER_ID],
+			  struct err *err)
 {
 	struct json *problems = NULL;
-	int rc = register_model_path(local_client(e->local), e->model_dir, e->model_name, model, &problems, err);
+	int rc = register_model_path(local_client(e->local), dir, name, model, &problems, err);
 
 	print_problems(problems, err);
 	return rc;
+}
+
+/* Registers the reference, if there is one, and names it in the recipe. */
+static int submit_reference(struct embedded *e, struct json *recipe, struct err *err)
+{
+	char id[SERVER_ID];
+
+	if (!e->reference_dir[0])
+		return 0;
+	if (register_model(e, e->reference_dir, e->reference_name, id, err) != 0)
+		return err_prefix(err, "--reference");
+	return json_set_string(recipe, "reference", id) == 0 ? 0 : err_set_nomem(err, "the recipe");
 }
 
 static struct json *submit(struct embedded *e, const char *key, bool dry_run, struct err *err)
@@ -212,7 +233,8 @@ static struct json *submit(struct embedded *e, const char *key, bool dry_run, st
 
 	if (!recipe)
 		err_set_nomem(err, "the recipe");
-	else if (register_model(e, model, err) == 0 && submit_texts(c, e->args, recipe, err) == 0)
+	else if (register_model(e, e->model_dir, e->model_name, model, err) == 0 &&
+		 submit_reference(e, recipe, err) == 0 && submit_texts(c, e->args, recipe, err) == 0)
 		reply = submit_job(c, e->model_name, model, recipe, key, dry_run, &problems, err);
 	print_problems(problems, err);
 	json_free(recipe);

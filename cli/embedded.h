@@ -19,6 +19,8 @@ struct embedded {
 	struct json *recipe;            /* owned; texts are put in on submission */
 	char model_dir[PATH_MAX];       /* absolute */
 	char model_name[200];
+	char reference_dir[PATH_MAX];   /* --reference, absolute; "" without */
+	char reference_name[200];
 	struct local *local;
 	char job[SERVER_ID];
 	const char *out_dir;            /* of embedded_fetch() */

@@ -12,8 +12,8 @@
 enum { POLL_S = 1, PLAIN_EVERY_MS = 5000, DRAW_PAUSE_MS = 200, AWAY_PAUSE_MS = 500, BAR_CELLS = 24 };
 
 /* In the order in which a job passes through them. */
-static const char *const stages[] = { "verify", "tokenize", "embed", "capture", "quantize", "evaluate",
-				      "assemble" };
+static const char *const stages[] = { "verify", "tokenize", "embed", "capture", "quantize", "distill",
+				      "evaluate", "assemble" };
 enum { STAGES = sizeof(stages) / sizeof(stages[0]) };
 
 struct view {

@@ -192,11 +192,16 @@ static int start_server(struct local *l, struct err *err)
 	/* A local worker that dies is back in a second: its lease need not live a minute. */
 	const char *argv[ARGV_MAX] = { NULL, "--data", data, "--listen", l->listen, "--model-root",
 				       l->config.model_dir, "--tokens", tokens, "--ready-file", ready,
-				       "--lease-seconds", "20", "--exit-with-parent", NULL };
+				       "--lease-seconds", "20", "--exit-with-parent" };
+	size_t used = 14;
 
 	if (inside(l->folder, "server", data, err) != 0 || inside(l->folder, "tokens", tokens, err) != 0 ||
 	    inside(l->folder, "ready", ready, err) != 0)
 		return -1;
+	if (l->config.reference_dir) {
+		argv[used++] = "--model-root";
+		argv[used++] = l->config.reference_dir;
+	}
 	unlink(ready);
 	return start_member(l, &l->server, "quarry-server", argv, err);
 }

@@ -19,6 +19,7 @@ enum { LOCAL_WORKERS_MAX = 64, LOCAL_RESTARTS_MAX = 5 };
 
 struct local_config {
 	const char *model_dir;  /* readable to the server: absolute */
+	const char *reference_dir; /* likewise; NULL: none */
 	const char *work_dir;   /* NULL: a temporary folder */
 	int workers;            /* 1..LOCAL_WORKERS_MAX; the cores are split among them */
 	const char *backend;    /* NULL: the worker's default */

@@ -148,6 +148,24 @@ static void print_plan_tasks(const struct json *tasks)
 	printf("\n");
 }
 
+/* What each effort takes, and the recipe as it was given. */
+static void print_estimate(const struct json *plan)
+{
+	const struct json *e = json_get(plan, "estimate");
+	char took[TEXT_SHORT], name[64];
+
+	if (!e)
+		return;
+	printf("time     %s on %lld worker%s with %lld thread%s, by %s\n",
+	       text_duration(json_get_number(e, "seconds", 0), took), (long long)json_get_int(e, "workers", 1),
+	       json_get_int(e, "workers", 1) == 1 ? "" : "s", (long long)json_get_int(e, "threads", 1),
+	       json_get_int(e, "threads", 1) == 1 ? "" : "s",
+	       json_get_bool(e, "measured", false) ? "what they did before" : "rule of thumb");
+	for (const struct json *x = json_first(json_get(e, "efforts")); x; x = json_next(x))
+		printf("         %-9s %s\n", text_safe(json_key(x), name, sizeof(name)),
+		       text_duration(json_number(x, 0), took));
+}
+
 void print_plan(const struct json *plan)
 {
 	char a[TEXT_SHORT], b[TEXT_SHORT], safe[2048];
@@ -164,6 +182,7 @@ void print_plan(const struct json *plan)
 	printf("disk     %s needed, %s free\n", text_bytes(json_get_number(plan, "disk_bytes", 0), a),
 	       text_bytes(json_get_number(plan, "disk_free_bytes", 0), b));
 	printf("memory   %s per task\n", text_bytes(json_get_number(plan, "memory_per_task_bytes", 0), a));
+	print_estimate(plan);
 	for (const struct json *w = json_first(json_get(plan, "warnings")); w; w = json_next(w))
 		printf("warning  %s\n", text_safe(json_string(w, ""), safe, sizeof(safe)));
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "cli/scores.h"
 #include "cli/text.h"
 #include "common/alloc.h"
 #include "common/file.h"
@@ -61,7 +62,7 @@ static struct json *read_report(const char *out_dir, struct err *err)
 static void print_perplexities(const struct json *job)
 {
 	const struct json *list = json_get(job, "perplexity");
-	char name[256];
+	char name[256], score[SCORE_MAX];
 
 	if (json_size(list) == 0)
 		printf("perplexity   not measured (--eval none)\n");
@@ -71,7 +72,22 @@ static void print_perplexities(const struct json *job)
 		printf("perplexity   %.3f before, %.3f after (%+.1f %%)  %s\n", before, after,
 		       before > 0 ? (after / before - 1) * 100 : 0.0,
 		       text_safe(json_get_string(p, "text", "?"), name, sizeof(name)));
+		if (score_comparison(p, score))
+			printf("             %s\n", score);
 	}
+}
+
+/* What each step after rounding brought. */
+static void print_steps(const struct json *job, const struct json *report)
+{
+	char score[SCORE_MAX];
+
+	if (score_steps(report, score))
+		printf("lost         %s\n", score);
+	if (score_blocks(job, score))
+		printf("distilled    %s\n", score);
+	if (score_end_to_end(job, score))
+		printf("distilled    %s\n", score);
 }
 
 /* The weights of the model that was quantized. */
@@ -191,6 +207,7 @@ int summary_print(const struct json *job, const char *out_dir, double seconds, s
 		return -1;
 	print_perplexities(job);
 	print_sizes(report, source_bytes(report), out_dir);
+	print_steps(job, report);
 	rc = print_worst(job, err);
 	print_warnings(job);
 	print_places(out_dir);
