@@ -26,6 +26,7 @@ libs = $(shell pkg-config --libs $(PKGS_$(1)))
 Q_CFLAGS += $(shell pkg-config --cflags $(sort $(PKGS_server) $(PKGS_worker)) 2>/dev/null)
 
 src_common := $(wildcard common/*.c)
+src_formats := $(wildcard formats/*.c)
 src_server := $(wildcard server/*.c)
 src_worker := $(filter-out worker/backend/cpu/kernels_%,$(wildcard worker/*.c worker/*/*.c worker/*/*/*.c))
 src_cli    := $(wildcard cli/*.c)
@@ -53,8 +54,9 @@ $(OUT)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(Q_CFLAGS) $(CFLAGS) $(CFLAGS_$(subst /,_,$(dir $<))) -MMD -MP -c $< -o $@
 
-# The cpu backend's inner loops want the full optimizer.
+# The cpu backend's inner loops want the full optimizer, those of the formats too.
 CFLAGS_worker_backend_cpu_ := $(if $(SAN),,-O3)
+CFLAGS_formats_ := $(if $(SAN),,-O3)
 
 # Hot loops are compiled once per instruction-set level; the backend picks one when it opens.
 kernel_sources := $(wildcard worker/backend/cpu/kernels_*.c)
@@ -87,6 +89,7 @@ $(OUT)/lib$(1).a: $(call lib_objs,$(1)) $(2)
 	$$(AR) rcs $$@ $$^
 endef
 $(eval $(call archive_rule,common))
+$(eval $(call archive_rule,formats))
 $(eval $(call archive_rule,server,$(OUT)/obj/gen/embedded.o))
 $(eval $(call archive_rule,worker,$(kernel_objs)))
 $(eval $(call archive_rule,cli))
@@ -100,14 +103,14 @@ $(OUT)/quarry-worker: $(call obj,worker/main.c) $(OUT)/libworker.a $(OUT)/libcom
 $(OUT)/quarry: $(call obj,cli/main.c) $(OUT)/libcli.a $(OUT)/libcommon.a
 	$(call link,cli)
 
-$(OUT)/tests/%: $(OUT)/obj/tests/unit/%.o $(call obj,$(src_testlib)) $(OUT)/libserver.a $(OUT)/libworker.a $(OUT)/libcli.a $(OUT)/libcommon.a
+$(OUT)/tests/%: $(OUT)/obj/tests/unit/%.o $(call obj,$(src_testlib)) $(OUT)/libserver.a $(OUT)/libworker.a $(OUT)/libcli.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,tests)
-$(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
+$(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)
 
-$(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libcommon.a
+$(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)
 

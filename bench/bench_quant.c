@@ -5,6 +5,7 @@
  * ref on some of the rows (one thread); rounding, the factor and the loss with plain cblas_sgemm on
  * as many threads (the factor works in double, whose limit is half of that). Operations count what
  * the mathematics needs: N K^2 for LDLQ, n^3 / 3 for the factor, 2 N K^2 for loss and energy.
+ * A round of refinement is compared with the LDLQ step it follows: four passes, as quant_module does them.
  * The best of several runs is printed.
  */
 #include <cblas.h>
@@ -20,7 +21,10 @@
 #include "worker/backend/pool.h"
 #include "worker/quant/quantize.h"
 
-enum { REPEATS = 3, SQUARE = 1024, ROWS = 256, COLS = 4096, REF_ROWS = 4 };
+enum {
+	REPEATS = 3, SQUARE = 1024, ROWS = 256, COLS = 4096, REF_ROWS = 4, LDLQ_PASSES = 4,
+	REFINE_REPEATS = 5
+};
 
 struct sizes { size_t rows, cols; };
 
@@ -286,6 +290,140 @@ static void measure_module(struct backend *be, struct sizes size, int bits, int 
 	module_deinit(&m);
 }
 
+/* --- refinement ---------------------------------------------------------------------------- */
+
+/* A module as rounding leaves it, and room for a round. */
+struct refine_case {
+	struct module m;
+	struct quant_site site;
+	struct quant_result rounded;
+	float *scales, *zeros;
+	double *row_loss;
+};
+
+struct seconds { double refine, ldlq; };
+
+/* H of inputs that are correlated with their neighbours and differ in size, as those of a trained model. */
+static void correlate(double *h, size_t n)
+{
+	const size_t samples = 4 * n;
+	float *x = noise(samples * n, 17), *size = noise(n, 19), *product = need(n * n, sizeof(*product));
+
+	for (size_t s = 0; s < samples; s++)
+		for (size_t j = 0; j < n; j++)
+			x[s * n + j] = expf(30 * size[j]) * x[s * n + j] + (j > 0 ? 0.6f * x[s * n + j - 1] : 0);
+	cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, (int)n, (int)samples, 1.0f / (float)samples, x,
+		    (int)n, 0, product, (int)n);
+	for (size_t i = 0; i < n; i++)
+		for (size_t j = 0; j <= i; j++)
+			h[i * n + j] = h[j * n + i] = product[i * n + j];
+	mem_free(x);
+	mem_free(size);
+	mem_free(product);
+}
+
+static void refine_case_init(struct refine_case *c, struct backend *be, struct sizes size, size_t group)
+{
+	const struct quant_options options = { .grid = { .bits = 2, .group = group }, .method = FIT_NEUQI,
+					       .ldlq = true };
+	const size_t sides = size.rows * size.cols / group;
+	struct err err = ERR_INIT;
+
+	module_init(&c->m, size);
+	correlate(c->m.h, size.cols);
+	c->m.grid = options.grid;
+	if (quant_site_init(&c->site, be, c->m.h, size.cols, 0.01, true, &err) != 0 ||
+	    quant_module(&c->rounded, be, &c->site, &options, c->m.w, size.rows, &err) != 0)
+		fail(err.text);
+	c->scales = need(sides, sizeof(*c->scales));
+	c->zeros = need(sides, sizeof(*c->zeros));
+	c->row_loss = need(size.rows, sizeof(*c->row_loss));
+}
+
+static void refine_case_deinit(struct refine_case *c)
+{
+	quant_result_deinit(&c->rounded);
+	quant_site_deinit(&c->site);
+	module_deinit(&c->m);
+	mem_free(c->scales);
+	mem_free(c->zeros);
+	mem_free(c->row_loss);
+}
+
+static double ldlq_step_seconds(struct backend *be, struct refine_case *c)
+{
+	const struct module *m = &c->m;
+	struct err err = ERR_INIT;
+	const double start = now_s();
+
+	for (int pass = 0; pass < LDLQ_PASSES; pass++)
+		if (be->ops->round_ldlq(be, &m->grid, m->w, m->size.rows, m->size.cols, c->site.perm, c->site.u,
+					c->site.pivots, c->rounded.scales, c->rounded.zeros, m->codes,
+					c->row_loss, &err) != 0)
+			fail(err.text);
+	return now_s() - start;
+}
+
+static double refine_seconds(struct backend *be, struct refine_case *c)
+{
+	const struct module *m = &c->m;
+	const size_t cells = m->size.rows * m->size.cols, sides = cells / m->grid.group;
+	struct err err = ERR_INIT;
+	double start;
+
+	memcpy(m->codes, c->rounded.codes, cells);
+	memcpy(c->scales, c->rounded.scales, sides * sizeof(*c->scales));
+	memcpy(c->zeros, c->rounded.zeros, sides * sizeof(*c->zeros));
+	start = now_s();
+	if (be->ops->refine(be, &m->grid, m->w, m->size.rows, m->size.cols, m->h, c->site.damp, c->site.perm,
+			    m->codes, c->scales, c->zeros, c->row_loss, &err) != 0)
+		fail(err.text);
+	return now_s() - start;
+}
+
+static struct seconds measure_refine(struct backend *be, struct sizes size, size_t group, int threads)
+{
+	struct seconds best = { INFINITY, INFINITY };
+	struct refine_case c;
+	double loss = 0;
+
+	refine_case_init(&c, be, size, group);
+	for (int i = 0; i < REFINE_REPEATS; i++) {
+		best.ldlq = fmin(best.ldlq, ldlq_step_seconds(be, &c));
+		best.refine = fmin(best.refine, refine_seconds(be, &c));
+	}
+	for (size_t i = 0; i < size.rows; i++)
+		loss += c.row_loss[i];
+	printf("refine round %zux%zu by %zu: %.5f s on %d threads, LDLQ step %.5f s, ratio %.2f; loss x %.4f\n",
+	       size.rows, size.cols, group, best.refine, threads, best.ldlq, best.refine / best.ldlq,
+	       loss / c.rounded.loss);
+	refine_case_deinit(&c);
+	return best;
+}
+
+/* The modules of a layer of fable-llama, each shape as often as it occurs; then a large one. */
+static void measure_refinement(struct backend *be, int threads)
+{
+	static const struct { struct sizes size; int count; } layer[] = {
+		{ { 384, 384 }, 2 }, { { 128, 384 }, 2 }, { { 1024, 384 }, 2 }, { { 384, 1024 }, 1 },
+	};
+
+	for (int channel = 0; channel < 2; channel++) {
+		struct seconds sum = { 0 };
+
+		for (size_t i = 0; i < sizeof(layer) / sizeof(*layer); i++) {
+			const struct sizes size = layer[i].size;
+			const struct seconds s = measure_refine(be, size, channel ? size.cols : 64, threads);
+
+			sum.refine += layer[i].count * s.refine;
+			sum.ldlq += layer[i].count * s.ldlq;
+		}
+		printf("refine round, a layer of fable-llama, %s: %.4f s, LDLQ step %.4f s, ratio %.2f (bar 1)\n",
+		       channel ? "channel" : "groups of 64", sum.refine, sum.ldlq, sum.refine / sum.ldlq);
+		measure_refine(be, (struct sizes){ COLS, COLS }, channel ? COLS : 64, threads);
+	}
+}
+
 int main(void)
 {
 	static const struct sizes sizes[] = { { 384, 1024 }, { 1024, 384 }, { 4096, 4096 } };
@@ -299,6 +437,7 @@ int main(void)
 		measure_rounding(cpu, sizes[i], sgemm, cores);
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
 		measure_module(cpu, sizes[i], 2, cores);
+	measure_refinement(cpu, cores);
 	cpu->ops->close(cpu);
 	ref->ops->close(ref);
 	return 0;

@@ -22,6 +22,8 @@ const char *play_subject;
 const char *play_idempotency_key;
 bool play_dry_run;
 const char *const play_small_recipe =
+	"{'bits':2,'group_size':64,'samples':8,'seq_len':64,'eval_windows':2,'effort':'fast'}";
+const char *const play_distilled_recipe =
 	"{'bits':2,'group_size':64,'samples':8,'seq_len':64,'eval_windows':2}";
 
 /* --- clock -------------------------------------------------------------------- */
@@ -303,9 +305,25 @@ static void put_module(struct buf *out, const struct json *m, bool first)
 		buf_puts(out, "\"skip\":true}");
 	else
 		buf_printf(out, "\"rows\":8,\"cols\":8,\"bits\":%" PRId64 ",\"group_size\":%" PRId64
-			   ",\"init_objective\":0.5,\"loss_nearest\":2.5,\"loss\":%.17g,\"energy\":40,\"damp\":0.01,"
+			   ",\"init_objective\":0.5,\"loss_nearest\":2.5,\"loss_rounded\":%.17g,\"refine_rounds\":2,"
+			   "\"loss\":%.17g,\"energy\":40,\"damp\":0.01,"
 			   "\"damp_retries\":%d,\"bits_per_weight\":2.5}", json_get_int(m, "bits", 0),
-			   json_get_int(m, "group_size", 0), loss, strstr(name, "layers.1.mlp.up") != NULL);
+			   json_get_int(m, "group_size", 0), 2 * loss, loss, strstr(name, "layers.1.mlp.up") != NULL);
+}
+
+static bool has_input(const struct play_lease *l, const char *name)
+{
+	for (const struct json *i = json_first(json_get(l->json, "inputs")); i; i = json_next(i))
+		if (strcmp(json_get_string(i, "name", ""), name) == 0)
+			return true;
+	return false;
+}
+
+/* What a quantize task tells of training its block. */
+static const char *block_result(const struct json *spec)
+{
+	return json_type(json_get(spec, "distill")) != JSON_OBJECT ? "" :
+	       ",\"distill\":{\"before\":0.25,\"after\":0.125,\"kept\":true,\"steps\":2,\"curve\":[[1,0.25],[2,0.2]]}";
 }
 
 static void put_result(struct buf *out, const struct play_lease *l)
@@ -317,10 +335,13 @@ static void put_result(struct buf *out, const struct play_lease *l)
 	else if (strcmp(l->kind, "tokenize") == 0)
 		buf_puts(out, "{\"sequences\":8,\"tokens\":512,\"text_tokens\":1000}");
 	else if (strcmp(l->kind, "evaluate") == 0)
-		buf_printf(out, "{\"nll\":%.17g,\"predictions\":63,\"windows\":1,\"first_window\":%" PRId64 "}",
+		buf_printf(out, "{\"nll\":%.17g,\"predictions\":63,\"windows\":1,\"first_window\":%" PRId64 "%s}",
 			   200 + 0.1 * (double)json_get_int(spec, "chunk", 0) +
 			   (strcmp(json_get_string(spec, "model", ""), "quantized") == 0),
-			   json_get_int(spec, "chunk", 0));
+			   json_get_int(spec, "chunk", 0), has_input(l, "reference") ? ",\"kl\":6.3,\"top1\":56" : "");
+	else if (strcmp(l->kind, "distill") == 0)
+		buf_puts(out, "{\"before\":{\"kl\":0.5,\"hidden\":0.25},\"after\":{\"kl\":0.375,\"hidden\":0.125},"
+			 "\"kept\":true,\"steps\":12,\"resumed_at\":0,\"curve\":[[6,0.5,0.25],[12,0.4,0.2]]}");
 	else if (strcmp(l->kind, "assemble") == 0)
 		buf_puts(out, "{\"bytes\":100,\"rounding\":0.00390625}");
 	else if (strcmp(l->kind, "quantize") == 0) {
@@ -329,7 +350,7 @@ static void put_result(struct buf *out, const struct play_lease *l)
 		buf_puts(out, "{\"tokens\":512,\"modules\":[");
 		for (const struct json *m = json_first(json_get(spec, "modules")); m; m = json_next(m), first = false)
 			put_module(out, m, first);
-		buf_puts(out, "]}");
+		buf_printf(out, "]%s}", block_result(spec));
 	} else {
 		buf_puts(out, "{}");
 	}
@@ -339,7 +360,7 @@ static const char *output_name(const char *kind)
 {
 	static const char *const names[][2] = { { "tokenize", "tokens" }, { "embed", "hidden" },
 						{ "capture", "hidden" }, { "quantize", "layer" },
-						{ "assemble", "file" } };
+						{ "assemble", "file" }, { "evaluate", "hidden" } };
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(kind, names[i][0]) == 0)
@@ -347,24 +368,45 @@ static const char *output_name(const char *kind)
 	return NULL;
 }
 
-/* Output bytes: kind and spec, so that equal tasks give equal blobs. */
+/* Output bytes: kind, name and spec, so that equal tasks give equal blobs. */
+static void put_output(struct engine_case *c, struct buf *out, const struct play_lease *l, const char *name, bool first)
+{
+	char *spec = json_print(json_get(l->json, "spec"), false), *text = NULL, sha256[DIGEST_HEX];
+	struct err err = ERR_INIT;
+	int len = asprintf(&text, "%s %s %s", l->kind, name, spec);
+
+	assert_int_equal(blobs_put(c->blobs, text, (size_t)len, sha256, &err), 0);
+	json_free(play_call(c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':%d}", sha256, len));
+	buf_printf(out, "%s{\"name\":\"%s\",\"sha256\":\"%s\",\"bytes\":%d}", first ? "" : ",", name, sha256, len);
+	mem_free(spec);
+	free(text);
+}
+
+/* A distill task hands in what it was given, layer by layer. */
+static void put_layers(struct engine_case *c, struct buf *out, const struct play_lease *l)
+{
+	bool first = true;
+
+	for (const struct json *i = json_first(json_get(l->json, "inputs")); i; i = json_next(i)) {
+		const char *name = json_get_string(i, "name", "");
+
+		if (strncmp(name, "layer-", 6) != 0)
+			continue;
+		put_output(c, out, l, name, first);
+		first = false;
+	}
+}
+
 static void put_outputs(struct engine_case *c, struct buf *out, const struct play_lease *l)
 {
 	const char *name = output_name(l->kind);
-	char *spec, *text = NULL, sha256[DIGEST_HEX];
-	struct err err = ERR_INIT;
-	int len;
+	bool keeps = strcmp(l->kind, "evaluate") != 0 || json_get_bool(json_get(l->json, "spec"), "keep_hidden", false);
 
 	buf_puts(out, "[");
-	if (name) {
-		spec = json_print(json_get(l->json, "spec"), false);
-		len = asprintf(&text, "%s %s", l->kind, spec);
-		assert_int_equal(blobs_put(c->blobs, text, (size_t)len, sha256, &err), 0);
-		json_free(play_call(c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':%d}", sha256, len));
-		buf_printf(out, "{\"name\":\"%s\",\"sha256\":\"%s\",\"bytes\":%d}", name, sha256, len);
-		mem_free(spec);
-		free(text);
-	}
+	if (strcmp(l->kind, "distill") == 0)
+		put_layers(c, out, l);
+	else if (name && keeps)
+		put_output(c, out, l, name, true);
 	buf_puts(out, "]");
 }
 

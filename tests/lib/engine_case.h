@@ -48,8 +48,8 @@ void play_make_model(struct engine_case *c, const char *dir, size_t layers);
 const char *play_model(struct engine_case *c);
 /* Submits with a recipe (JSON text, ' for "); the job's id is copied to out. */
 void play_submit(struct engine_case *c, char out[64], const char *recipe);
-/* A small recipe: 8 samples of 64 tokens, 2 bits, groups of 64. */
-extern const char *const play_small_recipe;
+/* A small recipe: 8 samples of 64 tokens, 2 bits, groups of 64; without distillation, and with all of it. */
+extern const char *const play_small_recipe, *const play_distilled_recipe;
 void play_worker(struct engine_case *c, char out[64], const char *name);
 
 /* A leased task in the hands of a played worker. */

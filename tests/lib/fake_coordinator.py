@@ -22,6 +22,7 @@ class Task:
                       "accept_seconds": 10, "spec": spec, "inputs": list(inputs), "model": model}
         self.state = "READY"
         self.beats = []         # bodies of heartbeats
+        self.checkpoints = []   # bodies of checkpoints
         self.ended = None       # body of complete, fail or release
         self.requeue = False    # hand it out again when the worker asks for work without having accepted it
 
@@ -232,7 +233,7 @@ class Coordinator:
         for wanted, pattern, function in (
                 ("POST", r"/v1/workers$", self.register),
                 ("POST", r"/v1/leases$", self.lease),
-                ("POST", r"/v1/leases/([\w-]+)/(heartbeat|complete|fail|release)$", self.about_task),
+                ("POST", r"/v1/leases/([\w-]+)/(heartbeat|checkpoint|complete|fail|release)$", self.about_task),
                 ("GET", r"/v1/blobs/([0-9a-f]{64})$", self.get_blob),
                 ("GET", r"/v1/models/(m_\w+)/files/([\w.-]+)$", self.get_model_file),
                 ("POST", r"/v1/uploads$", self.begin_upload),
@@ -292,6 +293,11 @@ class Coordinator:
             if verb == "heartbeat":
                 task.beats.append(body)
                 return self.answer(handler, 200, {"cancel": False, "drain": False})
+            if verb == "checkpoint":
+                if body["sha256"] not in self.blobs:
+                    return self.problem(handler, 422, "corrupt", "the checkpoint is not stored")
+                task.checkpoints.append(body)
+                return self.answer(handler, 200, {})
             if verb == "complete":
                 for output in body["outputs"]:
                     if output["sha256"] not in self.blobs:

@@ -229,9 +229,15 @@ class FakeWorker:
         spec, kind = lease["spec"], lease["kind"]
         names = {"tokenize": "tokens", "embed": "hidden", "capture": "hidden", "quantize": "layer", "assemble": "file"}
         outputs = []
-        if kind in names:
-            data = f"{lease['task']} {kind} {lease['epoch']}".encode()
-            outputs = [{"name": names[kind], "sha256": self.s.upload(data, "worker"), "bytes": len(data)}]
+        made = [names[kind]] if kind in names else []
+        given = [i["name"] for i in lease["inputs"]]
+        if kind == "evaluate" and spec.get("keep_hidden"):
+            made = ["hidden"]
+        elif kind == "distill":
+            made = [name for name in given if name.startswith("layer-")]
+        for name in made:
+            data = f"{lease['task']} {kind} {name} {lease['epoch']}".encode()
+            outputs.append({"name": name, "sha256": self.s.upload(data, "worker"), "bytes": len(data)})
         result = {}
         if kind == "verify":
             result = {"sha256": hashlib.sha256(spec["file"].encode()).hexdigest(), "bytes": 1, "tensors": 1}
@@ -240,12 +246,19 @@ class FakeWorker:
         elif kind == "evaluate":
             result = {"nll": 3.0 * 1023 if spec["model"] == "original" else 3.2 * 1023, "predictions": 1023, "windows": 1,
                       "first_window": 0}
+            if "reference" in given:
+                result.update(kl=0.2 * 1023, top1=900)
+        elif kind == "distill":
+            result = {"before": {"kl": 0.5, "hidden": 0.25}, "after": {"kl": 0.375, "hidden": 0.125}, "kept": True,
+                      "steps": 12, "resumed_at": 0, "curve": [[6, 0.5, 0.25], [12, 0.4, 0.2]]}
         elif kind == "quantize":
             result = {"tokens": 128 * 1024, "modules": [
                 {"name": m["name"], "skip": True} if m.get("skip") else
                 {"name": m["name"], "rows": 8, "cols": 64, "bits": m.get("bits", 2), "group_size": 64, "init_objective": 2.0,
-                 "loss_nearest": 2.5, "loss": 0.4 * 10 ** (i - 4), "energy": 100.0, "damp": 0.01, "damp_retries": 0,
+                 "loss_nearest": 2.5, "loss_rounded": 0.8 * 10 ** (i - 4), "refine_rounds": 2, "loss": 0.4 * 10 ** (i - 4), "energy": 100.0, "damp": 0.01, "damp_retries": 0,
                  "bits_per_weight": 3.0} for i, m in enumerate(spec["modules"])]}
+            if spec.get("distill"):
+                result["distill"] = {"before": 0.25, "after": 0.125, "kept": True, "steps": 2, "curve": [[1, 0.25], [2, 0.2]]}
         elif kind == "assemble":
             result = {"bytes": outputs[0]["bytes"], "rounding": 0.003}
         return outputs, result
@@ -268,7 +281,7 @@ class FakeWorker:
 
 
 RECIPE = {"bits": 2, "group_size": 64, "samples": 8, "seq_len": 128, "eval_windows": 2, "eval": ["builtin"],
-          "format": ["dense"]}
+          "format": ["dense"], "effort": "fast"}
 
 
 def add_model(server):

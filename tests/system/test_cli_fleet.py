@@ -10,7 +10,7 @@ from command import one_sentence, quarry, tree  # noqa: E402
 from fleet import ROOT, Fleet, Tap, wait_for  # noqa: E402
 
 TINY = os.path.join(ROOT, "examples/fable-tiny")
-SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3", "--eval-windows", "2"]
+SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3", "--eval-windows", "2", "--effort", "fast"]
 
 
 class Client:
@@ -34,7 +34,11 @@ def dry_run(client):
     ran = client("submit", "--server-path", TINY, *SMALL, "--dry-run")
     assert "modules " in ran.out and "tasks " in ran.out, ran
     plan = json.loads(client("submit", "--server-path", TINY, *SMALL, "--dry-run", "--json").out)
-    assert plan["tasks"]["total"] > 0, plan
+    assert plan["tasks"]["total"] > 0 and "distill" not in plan["tasks"], plan
+    # The one worker that is registered, and the same job at each effort.
+    estimate = plan["estimate"]
+    assert estimate["workers"] == 1 and estimate["seconds"] == estimate["efforts"]["fast"], estimate
+    assert 0 < estimate["efforts"]["fast"] < estimate["efforts"]["balanced"] < estimate["efforts"]["best"], estimate
     assert json.loads(client("jobs", "--json").out) == [], "a dry run made a job"
 
 
@@ -66,10 +70,11 @@ def by_upload(client):
 
 def shown(client, job):
     ran = client("show", job)
-    for part in (job, "LAYER", "q_proj", "down_proj", "DONE", "perplexity", " -> "):
+    for part in (job, "LAYER", "q_proj", "down_proj", "DONE", "perplexity", " -> ", "KL divergence ", "top-1 agreement "):
         assert part in ran.out, f"expected {part!r} in {ran}"
     report = json.loads(client("show", job, "--report").out)
     assert report["recipe"]["bits"] == 3, report["recipe"]
+    assert report["run"]["seconds"] > 0 and report["run"]["predicted_seconds"] > 0, report["run"]
     rows = client("jobs").out.splitlines()
     assert rows[0].split()[:3] == ["JOB", "STATE", "DONE"] and any(job in r for r in rows[1:]), rows
     assert any("by path" in r for r in rows), rows

@@ -17,7 +17,7 @@ from command import QUARRY, one_sentence, quarry, tree  # noqa: E402
 from fleet import ROOT, Tap, wait_for  # noqa: E402
 
 TINY = os.path.join(ROOT, "examples/fable-tiny")
-SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3"]
+SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3", "--effort", "fast"]
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def digests(out):
     return found
 
 
-STEADY = ["--bits", "2", "--samples", "64", "--seq-len", "256", "--eval", "none"]
+STEADY = ["--bits", "2", "--samples", "64", "--seq-len", "256", "--eval", "none", "--effort", "fast"]
 steady_result = {}
 
 

@@ -4,6 +4,7 @@
 Whatever is wrong: one sentence, a non-zero exit, no OUT_DIR, no temporary folder left."""
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -14,7 +15,7 @@ from command import one_sentence, quarry, tree  # noqa: E402
 from fleet import ROOT, Tap  # noqa: E402
 
 TINY = os.path.join(ROOT, "examples/fable-tiny")
-SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3"]
+SMALL = ["--samples", "8", "--seq-len", "128", "--bits", "3", "--effort", "fast"]
 SHARD = "model-00002-of-00002.safetensors"
 
 
@@ -53,9 +54,55 @@ def evaluates_what_it_wrote(folder):
     assert measured > said["original"], (measured, said)
 
 
+def compares_with_a_reference(folder):
+    text = os.path.join(ROOT, "examples/texts/evaluation.txt")
+    common = ["--text", text, "--seq-len", "128", "--windows", "20"]
+    out = os.path.join(folder, "out")
+    ran = quarry("eval", TINY, *common, "--reference", TINY, "--json", env={"TMPDIR": folder})
+    assert ran.status == 0, ran
+    said = json.loads(ran.out)[0]
+    assert said["kl"] == 0 and said["top1"] == 1 and said["windows"] == 20, said
+    assert said["original"] == said["reference"], said
+    ran = quarry("quantize", TINY, "-o", out, *SMALL, "--eval", text, "--eval-windows", "20", env={"TMPDIR": folder})
+    assert ran.status == 0, ran
+    assert re.search(r"KL divergence 0\.\d{4}, top-1 agreement \d\d\.\d\d %", ran.out), ran
+    with open(os.path.join(out, "report.json")) as f:
+        report = json.load(f)["perplexity"][0]
+    ran = quarry("eval", os.path.join(out, "dense"), *common, "--reference", TINY, "--workers", "2", env={"TMPDIR": folder})
+    assert ran.status == 0, ran
+    found = re.match(r"perplexity  (\S+)  evaluation.txt  \(20 windows\)\nreference   (\S+)\ndivergence  (\S+)  .*\n"
+                     r"top-1       (\S+) %  .*\n$", ran.out)
+    assert found, ran
+    after, before, kl, top1 = map(float, found.groups())
+    assert abs(before - report["original"]) < 1e-3, (ran, report)
+    # dense is rounded to BF16: near, not equal
+    assert abs(after / report["quantized"] - 1) < 0.02, (ran, report)
+    assert 0 < kl < 5 and abs(kl / report["kl"] - 1) < 0.05, (ran, report)
+    assert abs(top1 / 100 - report["top1"]) < 0.02, (ran, report)
+    shutil.rmtree(out)
+    assert os.listdir(folder) == [], f"left behind: {os.listdir(folder)}"
+
+
+def refuses_another_tokenizer(folder):
+    other = os.path.join(folder, "other")
+    shutil.copytree(TINY, other)
+    with open(os.path.join(other, "tokenizer.json"), "a") as f:
+        f.write("\n")
+    ask = ["eval", TINY, "--seq-len", "128", "--windows", "1", "--reference", other]
+    one_sentence(quarry(*ask, env={"TMPDIR": folder}), 1,
+                 "fable-tiny and the reference other have different tokenizer.json files")
+    os.remove(os.path.join(other, "config.json"))
+    one_sentence(quarry(*ask, env={"TMPDIR": folder}), 1, "--reference", "config.json")
+    assert os.listdir(folder) == ["other"], f"left behind: {os.listdir(folder)}"
+
+
 def plan(folder):
     ran = quarry("quantize", TINY, "--dry-run", *SMALL, env={"TMPDIR": folder})
     assert ran.status == 0 and "modules " in ran.out and "disk " in ran.out, ran
+    assert " distill" not in ran.out and " 1 distill" in quarry(
+        "quantize", TINY, "--dry-run", *SMALL, "--effort", "best", env={"TMPDIR": folder}).out, ran
+    assert re.search(r"\ntime +[\d.]+ s on 1 worker with \d+ threads?, by rule of thumb\n +fast +[\d.]+ s\n +balanced +"
+                     r"[\d.]+ s\n +best +", ran.out), ran
     assert os.listdir(folder) == [], os.listdir(folder)
 
 
@@ -209,6 +256,8 @@ def in_folder(case):
 tap = Tap()
 tap.case("a result, complete and alone", in_folder(good))
 tap.case("eval agrees with the report", in_folder(evaluates_what_it_wrote))
+tap.case("eval --reference", in_folder(compares_with_a_reference))
+tap.case("a reference that cannot be compared", in_folder(refuses_another_tokenizer))
 tap.case("--dry-run prints a plan", in_folder(plan))
 tap.case("--eval none", in_folder(no_evaluation))
 for name, change, options, parts in BAD_MODELS:

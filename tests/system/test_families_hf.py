@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Every family and config option against transformers: random small models, saved by transformers itself, must have the
-same perplexity there and in `quarry eval`, and survive a quantization to 8 bits."""
+same perplexity there and in `quarry eval`, and survive a quantization to 8 bits, whose distance from the model is the same
+both ways."""
 import json
 import math
 import os
@@ -59,7 +60,8 @@ def make_model(folder, kind, options, dtype, shard, edits):
         json.dump({k: v for k, v in saved.items() if v is not None or k == "sliding_window"}, f)
 
 
-def perplexity_there(folder):
+def predictions_there(folder):
+    """(log-probabilities, the tokens they are of), a row per prediction"""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     with open(TEXT) as f:
@@ -68,7 +70,24 @@ def perplexity_there(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         logits = model(ids).logits[:, :-1]
-    return math.exp(torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1)).item())
+    return logits.reshape(-1, logits.shape[-1]).double().log_softmax(-1), ids[:, 1:].reshape(-1)
+
+
+def perplexity_there(folder):
+    log_p, ids = predictions_there(folder)
+    return math.exp(-log_p.gather(1, ids[:, None]).mean().item())
+
+
+def compare(folder, reference, common):
+    """KL divergence and top-1 agreement, in transformers and in `quarry eval`."""
+    p, q = predictions_there(reference)[0], predictions_there(folder)[0]
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    top1 = (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+    here = json.loads(quarry("eval", folder, "--text", TEXT, "--windows", str(WINDOWS), "--json", "--reference", reference,
+                             *common))[0]
+    print(f"# KL divergence {here['kl']:.6f}, in transformers {kl:.6f}; top-1 {here['top1']:.4f}, {top1:.4f}")
+    assert abs(here["kl"] - kl) < 0.01 * kl + 1e-6, (here, kl)
+    assert abs(here["top1"] - top1) < 0.01, (here, top1)
 
 
 def quarry(*args):
@@ -90,6 +109,7 @@ def check(folder, model):
     after = perplexity_there(os.path.join(out, "dense"))
     print(f"# 8 bits, loaded by transformers: {after:.5f}")
     assert abs(after / there - 1) < 0.03, (after, there)
+    compare(os.path.join(out, "dense"), folder, common)
 
 
 def main():

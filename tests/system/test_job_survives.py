@@ -9,7 +9,7 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from fleet import ROOT, Fleet, Tap, wait_for  # noqa: E402
 
-RECIPE = {"bits": 2, "group_size": 64, "samples": 48, "seq_len": 512, "eval_windows": 16}
+RECIPE = {"bits": 2, "group_size": 64, "samples": 48, "seq_len": 512, "eval_windows": 16, "effort": "fast"}
 baseline = {}
 
 

@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from browser import Browser, find_browser  # noqa: E402
-from http_server import TOKENS, FakeWorker, Server, equal, run_tests, submit  # noqa: E402
+from http_server import TOKENS, FakeWorker, Server, add_model, equal, run_tests, submit  # noqa: E402
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 PHONE = 390
@@ -113,6 +113,54 @@ def test_a_job_that_is_done():
             assert text in results, results
         assert "ASSEMBLING=>DONE" in page.content("#job-events"), page.content("#job-events")
         equal(page.count("#job-head button"), 0, "buttons of a job that is done")
+        page.clean()
+
+
+def test_distillation_is_drawn():
+    with Server("distilled") as s, Page(s) as page:
+        worker, job = FakeWorker(s), submit(s, "distilled job", distill="full")
+        while (lease := worker.lease())["kind"] != "distill":
+            worker.heartbeat(lease)
+            worker.complete(lease)
+        layers = len(s.good("GET", f"/v1/jobs/{job}", "viewer")["layers"])
+        page.overview("viewer")
+        page.job(job)
+        page.wait(f"document.querySelectorAll('#job-curves .small-plot polyline').length == {layers}")
+        equal(page.count("#job-curves .big-plot"), 0, "curves of a task that is not done")
+        assert "0.250 → 0.125" in page.content("#job-curves .small-plot"), page.content("#job-curves")
+        worker.complete(lease)
+        page.wait("document.querySelectorAll('#job-curves .big-plot polyline').length == 2")  # by itself
+        points = page.evaluate("document.querySelector('#job-curves .big-plot polyline').getAttribute('points')")
+        equal(points, "0.00,2.00 100.00,21.20", "0.5 at step 6, 0.4 at step 12")
+        for text in ("KL divergence on calibration text 0.5000 → 0.3750", "training steps 6 to 12", "Hidden states"):
+            assert text in page.content("#job-curves"), page.content("#job-curves")
+        page.evaluate("(() => { const e = document.querySelector('#job-curves .big-plot .plot'), b = e.getBoundingClientRect();"
+                      "e.dispatchEvent(new PointerEvent('pointermove', { clientX: b.right - 1, clientY: b.top + 5 })); })()")
+        assert "around step 12: 0.4000" in page.content("#job-curves figcaption"), page.content("#job-curves")
+        while worker.step():
+            pass
+        page.wait("document.querySelector('#job-head .pill').textContent == 'done'")
+        page.wait("document.querySelector('#job-results').innerText.includes('dense')")
+        assert "KL divergence 0.2000 · top-1 agreement 88.0 %" in page.content("#job-results"), page.content("#job-results")
+        fits(page, PHONE, "a distilled job")
+        page.clean()
+
+
+def test_a_reference_stands_beside():
+    with Server("reference") as s, Page(s) as page:
+        worker, model = FakeWorker(s), add_model(s)
+        job = s.good("POST", "/v1/jobs", "submitter", {"name": "compared", "model": model, "recipe": {
+            "kind": "evaluate", "reference": model, "seq_len": 128, "eval_windows": 2}})["job"]
+        while worker.step():
+            pass
+        page.overview("viewer")
+        page.job(job)
+        page.wait("document.querySelectorAll('#job-results .compared').length == 1")
+        results = page.content("#job-results")
+        for text in ("reference", "this model", "KL divergence 0.2000", "top-1 agreement 88.0 %"):
+            assert text.lower() in results.lower(), results
+        assert "against fable-tiny" in page.content("#job-head"), page.content("#job-head")
+        assert page.evaluate("document.getElementById('job-curves').hidden"), "curves of a job that trains nothing"
         page.clean()
 
 

@@ -128,6 +128,7 @@ ACCESS = [
     ("GET", "/metrics", None, "viewer submitter releaser admin"),
     ("GET", "/v1/jobs", None, "viewer submitter releaser admin"),
     ("GET", "/v1/jobs/j_x", None, "viewer submitter releaser admin"),
+    ("GET", "/v1/jobs/j_x/curves", None, "viewer submitter releaser admin"),
     ("GET", "/v1/jobs/j_x/tasks", None, "viewer submitter releaser admin"),
     ("GET", "/v1/jobs/j_x/events", None, "viewer submitter releaser admin"),
     ("GET", "/v1/jobs/j_x/report", None, "viewer submitter releaser admin"),
@@ -152,6 +153,7 @@ ACCESS = [
     ("POST", "/v1/workers/w_x/drain", {}, "worker admin"),
     ("POST", "/v1/leases", {}, "worker admin"),
     ("POST", "/v1/leases/t_x/heartbeat", {}, "worker admin"),
+    ("POST", "/v1/leases/t_x/checkpoint", {}, "worker admin"),
     ("POST", "/v1/leases/t_x/complete", {}, "worker admin"),
     ("POST", "/v1/leases/t_x/fail", {}, "worker admin"),
     ("POST", "/v1/leases/t_x/release", {}, "worker admin"),
@@ -412,9 +414,36 @@ def test_hostile_names_stay_data():
         assert "\r\n\u202e" not in s.text(), "names cannot forge log lines"
 
 
+def test_a_checkpoint_waits_for_the_next_holder():
+    with Server("checkpoint") as s:
+        submit(s)
+        first, second = FakeWorker(s, "first"), FakeWorker(s, "second")
+        lease = first.lease()
+        path, data = f"/v1/leases/{lease['task']}/checkpoint", b"what it has come to"
+        said = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        p = s.problem(422, "POST", path, "worker", first.holder(lease, **said))
+        equal(p["type"], "/problems/corrupt")
+        s.upload(data, "worker")
+        for _ in range(2):  # repeated: one effect
+            equal(s.good("POST", path, "worker", first.holder(lease, **said), status=200), {})
+        s.problem(400, "POST", path, "worker", first.holder(lease, sha256="x", bytes=1))
+        s.problem(409, "POST", path, "worker", second.holder(lease, **said))
+        s.good("POST", f"/v1/leases/{lease['task']}/release", "worker", first.holder(lease, reason="drain"))
+        s.problem(409, "POST", path, "worker", first.holder(lease, **said))
+        s.kill()
+        s.start()
+        again = second.lease()
+        equal(again["task"], lease["task"])
+        equal([i for i in again["inputs"] if i["name"] == "checkpoint"], [{"name": "checkpoint", **said}])
+        equal(s.call("GET", f"/v1/blobs/{said['sha256']}", "worker").body, data)
+        second.complete(again)
+        equal(s.call("GET", f"/v1/blobs/{said['sha256']}", "worker").status, 404, "the blob when the task is done")
+
+
 def test_missing_resources():
     with Server("missing") as s:
         for method, path, role in (("GET", "/v1/jobs/j_no", "viewer"), ("GET", "/v1/jobs/j_no/tasks", "viewer"),
+                                   ("GET", "/v1/jobs/j_no/curves", "viewer"),
                                    ("GET", "/v1/jobs/j_no/events", "viewer"), ("GET", "/v1/jobs/j_no/files", "viewer"),
                                    ("GET", "/v1/jobs/j_no/files/a", "submitter"), ("GET", "/v1/jobs/j_no/report", "viewer"),
                                    ("POST", "/v1/jobs/j_no/cancel", "submitter"), ("POST", "/v1/jobs/j_no/retry", "submitter"),

@@ -10,7 +10,8 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from fleet import BUILD, ROOT, Tap  # noqa: E402
 
-SEQ_LEN, WINDOWS = 512, 4
+SEQ_LEN, WINDOWS, BITS = 512, 4, 2
+MODEL = os.path.join(ROOT, "examples", "fable-tiny")
 TEXT = os.path.join(ROOT, "examples", "texts", "evaluation.txt")
 state = {}
 
@@ -22,9 +23,8 @@ def quarry(*args):
 
 
 def quantize(folder):
-    quarry("quantize", os.path.join(ROOT, "examples", "fable-tiny"), "-o", os.path.join(folder, "out"), "--bits", "4",
-           "--group-size", "64", "--samples", "16", "--seq-len", str(SEQ_LEN), "--eval", TEXT,
-           "--eval-windows", str(WINDOWS))
+    quarry("quantize", MODEL, "-o", os.path.join(folder, "out"), "--bits", str(BITS), "--group-size", "64",
+           "--samples", "16", "--seq-len", str(SEQ_LEN), "--eval", TEXT, "--eval-windows", str(WINDOWS))
     with open(os.path.join(folder, "out", "report.json")) as f:
         state["report"] = json.load(f)["perplexity"][0]
 
@@ -62,13 +62,64 @@ def generates(folder):
 
 def packed_reads(folder):
     import glob
-    from safetensors import safe_open
-    names = set()
+    from safetensors.torch import load_file
+    state["packed"] = packed = {}
     for path in glob.glob(os.path.join(folder, "out", "packed", "*.safetensors")):
-        with safe_open(path, "np") as f:
-            names.update(f.keys())
-    assert "model.layers.3.mlp.down_proj.codes" in names, sorted(names)[:10]
-    assert "model.layers.3.mlp.down_proj.weight" not in names
+        packed.update(load_file(path))
+    assert "model.layers.3.mlp.down_proj.codes" in packed, sorted(packed)[:10]
+    assert "model.layers.3.mlp.down_proj.weight" not in packed
+
+
+def log_probabilities(model):
+    """(windows, predictions, vocabulary) in float64."""
+    import torch
+    with open(TEXT) as f:
+        ids = state["tokenizer"](f.read()).input_ids[:SEQ_LEN * WINDOWS]
+    with torch.no_grad():
+        return torch.log_softmax(model.double()(torch.tensor(ids).view(WINDOWS, SEQ_LEN)).logits[:, :-1], -1)
+
+
+def compare(what, here, model):
+    """KL divergence from the original and top-1 agreement of `model`, against what Quarry says."""
+    from transformers import AutoModelForCausalLM
+    p, q = log_probabilities(AutoModelForCausalLM.from_pretrained(MODEL)), log_probabilities(model)
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    top1 = (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+    print(f"# {what}: KL {here['kl']:.8f}, in transformers {kl:.8f}; top-1 {here['top1']:.5f}, there {top1:.5f}")
+    assert abs(here["kl"] / kl - 1) < 1e-4, (here, kl)
+    # In another arithmetic a near tie may fall the other way: of one prediction, not of two.
+    assert abs(here["top1"] - top1) < 1.5 / (WINDOWS * (SEQ_LEN - 1)), (here, top1)
+
+
+def divergence_of_dense(folder):
+    from transformers import AutoModelForCausalLM
+    dense = os.path.join(folder, "out", "dense")
+    here = json.loads(quarry("eval", dense, "--reference", MODEL, "--text", TEXT, "--windows", str(WINDOWS), "--seq-len",
+                             str(SEQ_LEN), "--json"))[0]
+    compare("dense", here, AutoModelForCausalLM.from_pretrained(dense))
+
+
+def packed_weight(module):
+    """s (q - z) in float32, codes from the low bits of each word on."""
+    import torch
+    packed = state["packed"]
+    words, scales = packed[module + ".codes"].to(torch.int64), packed[module + ".scales"].float()
+    codes = (words.unsqueeze(-1) >> torch.arange(0, 32, BITS)) & (2 ** BITS - 1)
+    codes = codes.flatten(1).float().view(*scales.shape, -1)
+    return ((codes - packed[module + ".zeros"].float().unsqueeze(-1)) * scales.unsqueeze(-1)).flatten(1)
+
+
+def divergence_of_packed(folder):
+    """The report speaks of the codes, scales and zero-points as they are; the dense result rounds their values."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    values = {name: value for name, value in state["packed"].items() if name in model.state_dict()}
+    values.update({name[:-len(".codes")] + ".weight": packed_weight(name[:-len(".codes")])
+                   for name in state["packed"] if name.endswith(".codes")})
+    absent = model.load_state_dict(values, strict=False).missing_keys
+    assert set(absent) <= {"lm_head.weight"}, absent
+    compare("packed", state["report"], model)
 
 
 def main():
@@ -80,7 +131,7 @@ def main():
         tap.skip("transformers loads the dense result", f"{problem}; pip install -r tests/requirements.txt")
         tap.end()
     with tempfile.TemporaryDirectory() as folder:
-        for case in (quantize, load, perplexity, generates, packed_reads):
+        for case in (quantize, load, perplexity, generates, packed_reads, divergence_of_dense, divergence_of_packed):
             tap.case(case.__name__, case, folder)
     tap.end()
 

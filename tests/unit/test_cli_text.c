@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "cli/scores.h"
 #include "cli/text.h"
 
 static void expect_safe(const char *text, const char *want)
@@ -61,12 +62,67 @@ static void sizes_and_times(void **state)
 	assert_string_equal(text_duration(3600 + 120, out), "1 h 02 min");
 }
 
+/* --- scores ------------------------------------------------------------------- */
+
+typedef bool (*phrase)(const struct json *, char out[SCORE_MAX]);
+
+/* want NULL: nothing is told. */
+static void expect_phrase(phrase phrase, const char *text, const char *want)
+{
+	struct err err = ERR_INIT;
+	struct json *value = json_parse(text, strlen(text), &err);
+	char out[SCORE_MAX] = "";
+	bool told = phrase(value, out);
+
+	json_free(value);
+	assert_string_equal(err.text, "");
+	assert_int_equal(told, want != NULL);
+	assert_string_equal(out, want ? want : "");
+}
+
+static void comparisons(void **state)
+{
+	(void)state;
+	expect_phrase(score_comparison, "{\"kl\":0.23114,\"top1\":0.813}", "KL divergence 0.2311, top-1 agreement 81.30 %");
+	expect_phrase(score_comparison, "{\"kl\":0,\"top1\":1}", "KL divergence 0.0000, top-1 agreement 100.00 %");
+	expect_phrase(score_comparison, "{\"kl\":null,\"top1\":null}", NULL);
+	expect_phrase(score_comparison, "{\"kl\":0.1}", NULL);
+	expect_phrase(score_comparison, "{}", NULL);
+}
+
+static void distillations(void **state)
+{
+	(void)state;
+	expect_phrase(score_blocks, "{\"layers\":[{\"distill\":{\"before\":0.5,\"after\":0.25}},{\"distill\":null},"
+		      "{\"distill\":{\"before\":0.25,\"after\":0.125}}]}", "2 blocks, relative loss 0.3750 -> 0.1875 on average");
+	expect_phrase(score_blocks, "{\"layers\":[{\"distill\":{\"before\":1,\"after\":0.5}}]}",
+		      "1 block, relative loss 1.0000 -> 0.5000 on average");
+	expect_phrase(score_blocks, "{\"layers\":[{\"distill\":null},{}]}", NULL);
+	expect_phrase(score_blocks, "{}", NULL);
+	expect_phrase(score_end_to_end, "{\"distillation\":{\"before\":{\"kl\":0.5},\"after\":{\"kl\":0.375}}}",
+		      "end to end, KL divergence 0.5000 -> 0.3750 on calibration text");
+	expect_phrase(score_end_to_end, "{\"distillation\":null}", NULL);
+	expect_phrase(score_end_to_end, "{\"distillation\":{\"before\":{\"kl\":0.5}}}", NULL);
+}
+
+static void steps(void **state)
+{
+	(void)state;
+	expect_phrase(score_steps, "{\"summary\":{\"relative_loss_rounded\":0.0321,\"relative_loss\":0.0285}}",
+		      "3.21 % of the output energy after rounding, 2.85 % after refinement");
+	expect_phrase(score_steps, "{\"summary\":{\"relative_loss_rounded\":null,\"relative_loss\":0.0285}}", NULL);
+	expect_phrase(score_steps, "{}", NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(safe_text),
 		cmocka_unit_test(safe_text_is_cut_whole),
 		cmocka_unit_test(sizes_and_times),
+		cmocka_unit_test(comparisons),
+		cmocka_unit_test(distillations),
+		cmocka_unit_test(steps),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -287,7 +287,7 @@ static void a_deleted_job_leaves_nothing(void **state)
 	(void)state;
 	start("delete");
 	play_submit(&c, keep, play_small_recipe);
-	play_submit(&c, drop, "{'bits':3,'samples':8,'seq_len':64,'eval_windows':2}");
+	play_submit(&c, drop, "{'bits':3,'samples':8,'seq_len':64,'eval_windows':2,'effort':'fast'}");
 	play_refused(&c, VERB_JOB_DELETE, drop, ERR_CONFLICT, NULL);
 	play_worker(&c, worker, "one");
 	play_drain(&c, worker);

@@ -9,126 +9,33 @@
 #include <cmocka.h>
 
 #include "common/alloc.h"
-#include "common/file.h"
-#include "server/plan.h"
-
-/* fable-tiny's shape: 4 layers, hidden 192, intermediate 512. */
-struct fixture {
-	struct model_config config;
-	struct recipe recipe;
-	struct json *dtypes;
-	const char *shards[2];
-	uint64_t shard_bytes[2];
-	struct plan_request request;
-	struct plan plan;
-	struct problems problems;
-	struct err err;
-};
-
-static int add_dtype(void *ctx, const struct model_tensor *t)
-{
-	return json_set_string(ctx, t->name, "BF16");
-}
-
-static void fixture_init(struct fixture *f, const char *recipe_text)
-{
-	char path[4200], *text, json_text[1024];
-	struct json *recipe;
-	size_t len;
-
-	memset(f, 0, sizeof(*f));
-	snprintf(path, sizeof(path), "%s/examples/fable-tiny/config.json", getenv("QUARRY_ROOT"));
-	text = file_read_all(path, 1 << 20, &len, &f->err);
-	assert_non_null(text);
-	assert_int_equal(model_config_parse(&f->config, text, len, NULL, &f->err), 0);
-	mem_free(text);
-	snprintf(json_text, sizeof(json_text), "%s", recipe_text);
-	for (char *p = json_text; *p; p++)
-		*p = *p == '\'' ? '"' : *p;
-	recipe = json_parse(json_text, strlen(json_text), &f->err);
-	assert_non_null(recipe);
-	if (recipe_from_json(&f->recipe, recipe, NULL, &f->err) != 0)
-		fail_msg("%s", f->err.text);
-	json_free(recipe);
-	plan_resolve(&f->recipe, &f->config);
-	f->dtypes = json_new_object();
-	assert_int_equal(model_each_tensor(&f->config, add_dtype, f->dtypes), 0);
-	f->shards[0] = "model-00001-of-00002.safetensors";
-	f->shards[1] = "model-00002-of-00002.safetensors";
-	f->shard_bytes[0] = f->shard_bytes[1] = 1000000;
-	f->request = (struct plan_request){
-		.recipe = &f->recipe, .config = &f->config, .dtypes = f->dtypes, .shards = f->shards,
-		.shard_bytes = f->shard_bytes, .shard_count = 2, .model_bytes = 2000000,
-		.calibration = { .id = "d_1", .name = "calibration.jsonl", .format = "jsonl", .sha256 = "aa",
-				 .bytes = 1131770 },
-		.evals = { { .id = "d_2", .name = "evaluation.txt", .format = "text", .sha256 = "bb",
-			     .bytes = 130755, .max_windows = f->recipe.eval_windows } },
-		.disk_free_bytes = UINT64_MAX };
-}
-
-static int make(struct fixture *f)
-{
-	return plan_make(&f->plan, &f->request, &f->problems, &f->err);
-}
-
-static void fixture_deinit(struct fixture *f)
-{
-	plan_deinit(&f->plan);
-	problems_deinit(&f->problems);
-	recipe_deinit(&f->recipe);
-	json_free(f->dtypes);
-}
-
-static size_t count_kind(const struct plan *plan, enum task_kind kind)
-{
-	size_t count = 0;
-
-	for (size_t i = 0; i < plan->task_count; i++)
-		count += plan->tasks[i].kind == kind;
-	return count;
-}
-
-static const struct plan_task *find_task(const struct plan *plan, enum task_kind kind, int64_t layer, int64_t shard)
-{
-	for (size_t i = 0; i < plan->task_count; i++)
-		if (plan->tasks[i].kind == kind && plan->tasks[i].layer == layer && plan->tasks[i].shard == shard)
-			return &plan->tasks[i];
-	fail_msg("no task of kind %d layer %d shard %d", (int)kind, (int)layer, (int)shard);
-	return NULL;
-}
-
-static bool has_input(const struct plan_task *t, const char *name)
-{
-	for (size_t i = 0; i < t->input_count; i++)
-		if (strcmp(t->inputs[i].name, name) == 0)
-			return true;
-	return false;
-}
+#include "tests/lib/plan_case.h"
 
 /* --- the graph ---------------------------------------------------------------- */
 
-static void the_default_graph(void **state)
+static void the_graph_without_distillation(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 	const struct plan_task *t;
 
 	(void)state;
-	fixture_init(&f, "{}");
-	assert_int_equal(make(&f), 0);
+	plan_case_init(&f, "{'effort':'fast'}");
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.recipe.seq_len, 1024);
 	assert_int_equal(f.plan.per_shard, 16); /* 32 MiB holds 42 sequences of 1024 x 192 floats */
 	assert_int_equal(f.plan.shards, 8);
-	assert_int_equal(count_kind(&f.plan, KIND_VERIFY), 2);
-	assert_int_equal(count_kind(&f.plan, KIND_TOKENIZE), 2);
-	assert_int_equal(count_kind(&f.plan, KIND_EMBED), 8);
-	assert_int_equal(count_kind(&f.plan, KIND_CAPTURE), 3 * 8);
-	assert_int_equal(count_kind(&f.plan, KIND_QUANTIZE), 4);
-	assert_int_equal(count_kind(&f.plan, KIND_EVALUATE), 2);
-	assert_int_equal(count_kind(&f.plan, KIND_ASSEMBLE), 2);
+	assert_int_equal(plan_case_count(&f, KIND_VERIFY), 2);
+	assert_int_equal(plan_case_count(&f, KIND_TOKENIZE), 2);
+	assert_int_equal(plan_case_count(&f, KIND_EMBED), 8);
+	assert_int_equal(plan_case_count(&f, KIND_CAPTURE), 3 * 8);
+	assert_int_equal(plan_case_count(&f, KIND_QUANTIZE), 4);
+	assert_int_equal(plan_case_count(&f, KIND_DISTILL), 0);
+	assert_int_equal(plan_case_count(&f, KIND_EVALUATE), 2);
+	assert_int_equal(plan_case_count(&f, KIND_ASSEMBLE), 2);
 	for (size_t i = 0; i < f.plan.task_count; i++)
 		for (size_t j = 0; j < f.plan.tasks[i].input_count; j++)
 			assert_true(f.plan.tasks[i].inputs[j].from < (int64_t)i);
-	t = find_task(&f.plan, KIND_QUANTIZE, 2, -1);
+	t = plan_case_task(&f, KIND_QUANTIZE, 2, -1);
 	assert_int_equal(t->input_count, 8);
 	for (int64_t s = 0; s < 8; s++) {
 		const struct plan_task *from = &f.plan.tasks[t->inputs[s].from];
@@ -137,42 +44,42 @@ static void the_default_graph(void **state)
 		assert_int_equal(from->layer, 1); /* X(2) is what capture(1) makes */
 		assert_int_equal(from->shard, s);
 	}
-	assert_true(find_task(&f.plan, KIND_CAPTURE, 2, 0)->rank < find_task(&f.plan, KIND_QUANTIZE, 0, -1)->rank);
-	assert_true(find_task(&f.plan, KIND_QUANTIZE, 0, -1)->rank < find_task(&f.plan, KIND_QUANTIZE, 1, -1)->rank);
-	fixture_deinit(&f);
+	assert_true(plan_case_task(&f, KIND_CAPTURE, 2, 0)->rank < plan_case_task(&f, KIND_QUANTIZE, 0, -1)->rank);
+	assert_true(plan_case_task(&f, KIND_QUANTIZE, 0, -1)->rank < plan_case_task(&f, KIND_QUANTIZE, 1, -1)->rank);
+	plan_case_deinit(&f);
 }
 
 static void the_sequential_graph(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 	const struct plan_task *t;
 
 	(void)state;
-	fixture_init(&f, "{'propagate':'quantized','samples':20,'seq_len':128,'eval':'none'}");
-	assert_int_equal(make(&f), 0);
+	plan_case_init(&f, "{'effort':'fast','propagate':'quantized','samples':20,'seq_len':128,'eval':'none'}");
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.plan.shards, 2);
-	assert_int_equal(count_kind(&f.plan, KIND_EVALUATE), 0);
-	t = find_task(&f.plan, KIND_CAPTURE, 1, 1);
-	assert_true(has_input(t, "hidden"));
-	assert_true(has_input(t, "layer"));
+	assert_int_equal(plan_case_count(&f, KIND_EVALUATE), 0);
+	t = plan_case_task(&f, KIND_CAPTURE, 1, 1);
+	assert_non_null(plan_case_input(t, "hidden"));
+	assert_non_null(plan_case_input(t, "layer"));
 	assert_int_equal(f.plan.tasks[t->inputs[1].from].kind, KIND_QUANTIZE);
 	assert_int_equal(f.plan.tasks[t->inputs[1].from].layer, 1);
 	/* The last shard holds what is left. */
-	assert_non_null(strstr(find_task(&f.plan, KIND_EMBED, -1, 1)->spec, "\"first\":16,\"count\":4"));
-	fixture_deinit(&f);
+	assert_non_null(strstr(plan_case_task(&f, KIND_EMBED, -1, 1)->spec, "\"first\":16,\"count\":4"));
+	plan_case_deinit(&f);
 }
 
 static void shards_hold_at_most_32_mib(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{'samples':5,'seq_len':2048}");
+	plan_case_init(&f, "{'samples':5,'seq_len':2048}");
 	f.config.hidden = 5120; /* 40 MiB a sequence */
-	assert_int_equal(make(&f), 0);
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.plan.per_shard, 1);
 	assert_int_equal(f.plan.shards, 5);
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 static void chunks_of_an_evaluation(void **state)
@@ -181,45 +88,45 @@ static void chunks_of_an_evaluation(void **state)
 		{ 130755, 16, 1 }, { 130755, 0, 2 }, { 65536, 0, 1 }, { 65537, 0, 2 }, { 130755, 17, 2 },
 		{ 1u << 30, 0, 256 }, { 1u << 30, 100, 7 }, { 2000, 0, 1 },
 	};
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		fixture_init(&f, "{}");
+		plan_case_init(&f, "{}");
 		f.request.evals[0].bytes = cases[i].bytes;
 		f.request.evals[0].max_windows = cases[i].windows;
-		assert_int_equal(make(&f), 0);
+		assert_int_equal(plan_case_make(&f), 0);
 		assert_int_equal(f.plan.chunks[0], cases[i].chunks);
-		assert_int_equal(count_kind(&f.plan, KIND_EVALUATE), 2 * cases[i].chunks);
-		fixture_deinit(&f);
+		assert_int_equal(plan_case_count(&f, KIND_EVALUATE), 2 * cases[i].chunks);
+		plan_case_deinit(&f);
 	}
 }
 
 static void an_evaluate_job_only_evaluates(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{'kind':'evaluate'}");
-	assert_int_equal(make(&f), 0);
+	plan_case_init(&f, "{'kind':'evaluate'}");
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.plan.task_count, 2);
 	assert_non_null(strstr(f.plan.tasks[1].spec, "\"model\":\"original\""));
-	fixture_deinit(&f);
-	fixture_init(&f, "{'kind':'evaluate','eval':'none'}");
-	assert_int_equal(make(&f), -1);
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
+	plan_case_init(&f, "{'kind':'evaluate','eval':'none'}");
+	assert_int_equal(plan_case_make(&f), -1);
+	plan_case_deinit(&f);
 }
 
 /* --- files -------------------------------------------------------------------- */
 
 static void files_are_cut_in_model_order(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 	size_t assemble = 0;
 
 	(void)state;
-	fixture_init(&f, "{'bits':3,'group_size':32,'max_shard_size':800000}");
-	assert_int_equal(make(&f), 0);
+	plan_case_init(&f, "{'bits':3,'group_size':32,'max_shard_size':800000}");
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.plan.output_count, 2);
 	assert_string_equal(f.plan.outputs[1].format->name, "dense");
 	assert_int_equal(f.plan.outputs[1].bytes, 3542400); /* BF16 throughout: as large as the source */
@@ -236,24 +143,24 @@ static void files_are_cut_in_model_order(void **state)
 			assert_non_null(strstr(t->spec, "{\"name\":\"model.embed_tokens.weight\",\"dtype\":\"BF16\","
 							"\"shape\":[1024,192],\"from\":\"source\"}"));
 			assert_non_null(strstr(t->spec, "\"metadata\":{\"format\":\"pt\"}"));
-			assert_true(has_input(t, "layer-0"));
-			assert_false(has_input(t, "layer-3"));
+			assert_non_null(plan_case_input(t, "layer-0"));
+			assert_null(plan_case_input(t, "layer-3"));
 		}
 	}
 	assert_int_equal(assemble, f.plan.outputs[0].files + 5);
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 static void packed_tensors_have_their_shapes(void **state)
 {
 	const struct plan_task *t;
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{'bits':3,'group_size':-1,'override':[{'match':'k_proj','skip':true},"
+	plan_case_init(&f, "{'bits':3,'group_size':-1,'override':[{'match':'k_proj','skip':true},"
 			 "{'match':'layers.1.mlp.down','bits':4,'group_size':128}]}");
-	assert_int_equal(make(&f), 0);
-	t = find_task(&f.plan, KIND_ASSEMBLE, -1, 1);
+	assert_int_equal(plan_case_make(&f), 0);
+	t = plan_case_task(&f, KIND_ASSEMBLE, -1, 1);
 	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.q_proj.codes\",\"dtype\":\"U32\",\"shape\":[192,18],\"from\":0}"));
 	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.q_proj.scales\",\"dtype\":\"F32\",\"shape\":[192,1],\"from\":0}"));
 	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.k_proj.weight\",\"dtype\":\"BF16\",\"shape\":[64,192],\"from\":0}"));
@@ -261,20 +168,20 @@ static void packed_tensors_have_their_shapes(void **state)
 	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.1.mlp.down_proj.zeros\",\"dtype\":\"F32\",\"shape\":[192,4],\"from\":1}"));
 	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.1.input_layernorm.weight\",\"dtype\":\"BF16\",\"shape\":[192],\"from\":1}"));
 	assert_null(strstr(t->spec, "k_proj.codes"));
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 /* --- sentences ---------------------------------------------------------------- */
 
 static void every_problem_is_listed(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{'group_size':100,'seq_len':4096,'override':[{'match':'down_proj','group_size':48}]}");
+	plan_case_init(&f, "{'group_size':100,'seq_len':4096,'override':[{'match':'down_proj','group_size':48}]}");
 	f.request.calibration.bytes = 1000;
 	f.request.evals[0].bytes = 10;
-	assert_int_equal(make(&f), -1);
+	assert_int_equal(plan_case_make(&f), -1);
 	assert_int_equal(f.err.code, ERR_REFUSED);
 	assert_int_equal(f.problems.count, 5); /* both group sizes once, not once a layer */
 	assert_non_null(strstr(f.problems.items[0], "seq_len 4096"));
@@ -284,70 +191,70 @@ static void every_problem_is_listed(void **state)
 						    "model.layers.0.self_attn.q_proj"));
 	assert_non_null(strstr(f.problems.items[3], "64, 96 and 192 do"));
 	assert_non_null(strstr(f.problems.items[4], "group_size 48"));
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 static void no_space_is_said_before_the_start(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{}");
+	plan_case_init(&f, "{}");
 	f.request.disk_free_bytes = 1000000;
-	assert_int_equal(make(&f), -1);
+	assert_int_equal(plan_case_make(&f), -1);
 	assert_int_equal(f.problems.count, 1);
 	assert_non_null(strstr(f.problems.items[0], "no space"));
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 static void an_override_that_matches_nothing_is_a_warning(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 
 	(void)state;
-	fixture_init(&f, "{'override':[{'match':'k_porj','bits':8}]}");
-	assert_int_equal(make(&f), 0);
+	plan_case_init(&f, "{'override':[{'match':'k_porj','bits':8}]}");
+	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.plan.warnings.count, 1);
 	assert_non_null(strstr(f.plan.warnings.items[0], "k_porj"));
-	fixture_deinit(&f);
+	plan_case_deinit(&f);
 }
 
 static void estimates_grow_with_the_model(void **state)
 {
-	struct fixture small, large;
+	struct plan_case small, large;
 
 	(void)state;
-	fixture_init(&small, "{}");
-	fixture_init(&large, "{}");
+	plan_case_init(&small, "{'effort':'fast'}");
+	plan_case_init(&large, "{'effort':'fast'}");
 	large.config.intermediate = 4096;
-	assert_int_equal(make(&small), 0);
-	assert_int_equal(make(&large), 0);
+	assert_int_equal(plan_case_make(&small), 0);
+	assert_int_equal(plan_case_make(&large), 0);
 	assert_true(large.plan.memory_bytes > small.plan.memory_bytes);
 	assert_true(small.plan.memory_bytes > 64u << 20 && small.plan.memory_bytes < 1u << 30);
-	/* Four live layers of hidden states, the packed layers twice, the dense files. */
-	assert_int_equal(small.plan.disk_bytes, 4ull * 128 * 1024 * 192 * 4 + 2 * small.plan.outputs[0].bytes +
+	/* Four live layers of hidden states, those of 16 evaluation windows, the packed layers twice, the dense files. */
+	assert_int_equal(small.plan.disk_bytes, (4ull * 128 + 16) * 1024 * 192 * 4 + 2 * small.plan.outputs[0].bytes +
 						small.plan.outputs[1].bytes);
-	fixture_deinit(&small);
-	fixture_deinit(&large);
+	plan_case_deinit(&small);
+	plan_case_deinit(&large);
 }
 
 static void running_out_of_memory_is_an_error(void **state)
 {
-	struct fixture f;
+	struct plan_case f;
 	uint64_t n;
 
 	(void)state;
 	for (n = 1; n < 100000; n += n < 100 ? 1 : 37) {
-		fixture_init(&f, "{'samples':8,'seq_len':64,'override':[{'match':'nothing','bits':8}]}");
+		plan_case_init(&f, "{'samples':8,'seq_len':64,'override':[{'match':'nothing','bits':8}]}");
 		mem_fail_after(n);
-		if (make(&f) == 0) {
+		if (plan_case_make(&f) == 0) {
 			mem_fail_after(0);
-			fixture_deinit(&f);
+			plan_case_deinit(&f);
 			break;
 		}
 		mem_fail_after(0);
 		assert_int_equal(f.err.code, ERR_NOMEM);
-		fixture_deinit(&f);
+		plan_case_deinit(&f);
 	}
 	assert_true(n > 100);
 }
@@ -355,7 +262,7 @@ static void running_out_of_memory_is_an_error(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_default_graph),
+		cmocka_unit_test(the_graph_without_distillation),
 		cmocka_unit_test(the_sequential_graph),
 		cmocka_unit_test(shards_hold_at_most_32_mib),
 		cmocka_unit_test(chunks_of_an_evaluation),

@@ -237,7 +237,7 @@ static void every_allocation_may_fail(void **state)
 	play_worker(&c, worker, "one");
 	snprintf(text, sizeof(text), "{\"worker\":\"%s\"}", worker);
 	work = mem_alloc(1 << 16, 1);
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < 18; i++) {
 		char complete[1 << 14];
 
 		torture(VERB_LEASE, "", text, &body);
@@ -247,7 +247,7 @@ static void every_allocation_may_fail(void **state)
 		snprintf(l.kind, sizeof(l.kind), "%s", json_get_string(body, "kind", ""));
 		play_make_outputs(&c, &l, work, 1 << 16);
 		snprintf(complete, sizeof(complete), "{\"worker\":\"%s\",\"epoch\":1,%s,\"stats\":{}}", worker, work);
-		if (i < 15) { /* the last one also finishes the job: below */
+		if (i < 17) { /* the last one also finishes the job: below */
 			torture(VERB_COMPLETE, l.task, complete, &body);
 			json_free(body);
 		} else {

@@ -64,15 +64,25 @@ static void one_worker_gets_the_documented_order(void **state)
 	assert_string_equal(order, "tokenize tokenize verify verify embed capture0 capture1 capture2 quantize0 quantize1 "
 				   "quantize2 quantize3 evaluate evaluate assemble assemble ");
 	mem_free(order);
+	order = whole_order("order-distilled", play_distilled_recipe);
+	assert_string_equal(order, "tokenize tokenize verify verify embed capture0 capture1 capture2 quantize0 capture3 "
+				   "quantize1 quantize2 quantize3 distill evaluate evaluate assemble assemble ");
+	mem_free(order);
 }
 
 static void the_sequential_order_alternates(void **state)
 {
-	char *order = whole_order("sequential", "{'bits':2,'samples':8,'seq_len':64,'propagate':'quantized','eval':'none'}");
+	char *order = whole_order("sequential", "{'bits':2,'samples':8,'seq_len':64,'propagate':'quantized','eval':'none',"
+						"'effort':'fast'}");
 
 	(void)state;
 	assert_string_equal(order, "tokenize verify verify embed quantize0 capture0 quantize1 capture1 quantize2 capture2 "
 				   "quantize3 assemble assemble ");
+	mem_free(order);
+	/* The original's own chain leads to the targets. */
+	order = whole_order("sequential-distilled", "{'bits':2,'samples':8,'seq_len':64,'propagate':'quantized','eval':'none'}");
+	assert_string_equal(order, "tokenize verify verify embed capture0 capture1 capture2 capture3 quantize0 capture0 "
+				   "quantize1 capture1 quantize2 capture2 quantize3 distill assemble assemble ");
 	mem_free(order);
 }
 

@@ -294,6 +294,7 @@ static void refuse_options(struct backend *be, const struct quant_site *site,
 
 static void test_unusable_options_are_refused(void **state)
 {
+	struct quant_options negative = options_of(2, 3, false);
 	double h[36] = { 0 };
 	struct backend *be = open_backend("ref", 1);
 	struct err err = ERR_INIT;
@@ -308,7 +309,146 @@ static void test_unusable_options_are_refused(void **state)
 	refuse_options(be, &site, options_of(2, 4, false), "4 does not divide 6");
 	refuse_options(be, &site, options_of(2, 0, false), "divide");
 	refuse_options(be, &site, options_of(2, 3, true), "factor");
+	negative.refine = -1;
+	refuse_options(be, &site, negative, "refine is -1");
 	quant_site_deinit(&site);
+	be->ops->close(be);
+}
+
+/* --- refinement --------------------------------------------------------------------------------- */
+
+/* Every way to round: what is reported is true, and each round asked for lowers the loss. */
+static void check_refined(struct backend *be, const struct quant_site *site, const struct quant_case *q,
+			  struct quant_options options)
+{
+	struct backend *ref = open_backend("ref", 1);
+	struct quant_result rounded, refined;
+	double last = INFINITY, loss;
+	struct err err = ERR_INIT;
+
+	options.refine = 0;
+	quantize(&rounded, be, site, &options, q);
+	assert_true(rounded.loss == rounded.loss_rounded && rounded.refine_rounds == 0);
+	for (options.refine = 1; options.refine <= 2; options.refine++) {
+		quantize(&refined, be, site, &options, q);
+		assert_int_equal(refined.refine_rounds, options.refine);
+		assert_true(refined.loss_rounded == rounded.loss && refined.energy == rounded.energy);
+		assert_true(refined.loss_nearest == rounded.loss_nearest);
+		if (!(refined.loss < 0.995 * rounded.loss && refined.loss < last))
+			fail_msg("%d rounds: %g, rounded %g, a round before %g", options.refine, refined.loss,
+				 rounded.loss, last);
+		assert_int_equal(ref->ops->proxy_loss(ref, &options.grid, q->w, q->rows, q->cols, q->h,
+						      site->damp, refined.codes, refined.scales, refined.zeros,
+						      &loss, NULL, &err), 0);
+		if (fabs(loss - refined.loss) > 1e-4 * loss)
+			fail_msg("%d rounds: said %g, is %g", options.refine, refined.loss, loss);
+		last = refined.loss;
+		quant_result_deinit(&refined);
+	}
+	quant_result_deinit(&rounded);
+	ref->ops->close(ref);
+}
+
+static void test_refinement_lowers_the_loss(void **state)
+{
+	const char *const names[] = { "ref", "cpu" };
+
+	(void)state;
+	for (int n = 0; n < 2; n++) {
+		struct backend *be = open_backend(names[n], 2);
+		struct rng r = { 23 };
+		struct quant_site site;
+		struct quant_case q;
+
+		quant_case_init(&q, &r, W_NORMAL, 20, 96, (struct grid){ .bits = 2, .group = 32 });
+		site_init(&site, be, q.h, q.cols);
+		for (int way = 0; way < 16; way++) {
+			struct quant_options options = options_of(2 + way % 2, way & 2 ? 32 : 96, way & 4);
+
+			options.method = way & 8 ? FIT_NEUQI : FIT_MINMAX;
+			options.grid.integer_zero = way % 3 == 1;
+			options.grid.symmetric = way % 3 == 2;
+			check_refined(be, &site, &q, options);
+		}
+		quant_site_deinit(&site);
+		quant_case_deinit(&q);
+		be->ops->close(be);
+	}
+}
+
+/* Weights that are values of the grid: one round finds nothing to win, and nothing changes. */
+static void test_refinement_stops_when_nothing_is_won(void **state)
+{
+	struct backend *be = open_backend("cpu", 1);
+	struct quant_options options = options_of(2, 16, false);
+	struct quant_result plain, refined;
+	struct rng r = { 29 };
+	struct quant_site site;
+	struct quant_case q;
+
+	(void)state;
+	quant_case_init(&q, &r, W_NORMAL, 4, 16, options.grid);
+	for (size_t i = 0; i < q.rows * q.cols; i++)
+		q.w[i] = 0.25f * (float)(i * 7 % 4);
+	site_init(&site, be, q.h, q.cols);
+	quantize(&plain, be, &site, &options, &q);
+	options.refine = 8;
+	quantize(&refined, be, &site, &options, &q);
+	assert_int_equal(refined.refine_rounds, 1);
+	assert_true(refined.loss <= refined.loss_rounded && refined.loss_rounded == plain.loss);
+	assert_memory_equal(plain.codes, refined.codes, q.rows * q.cols);
+	quant_result_deinit(&plain);
+	quant_result_deinit(&refined);
+	quant_site_deinit(&site);
+	quant_case_deinit(&q);
+	be->ops->close(be);
+}
+
+/* A backend whose round wins nothing but says so. */
+static int boast(struct backend *be, const struct grid *grid, const float *w, size_t rows, size_t cols,
+		 const double *h, double damp, const int32_t *perm, uint8_t *codes, float *scales, float *zeros,
+		 double *row_loss, struct err *err)
+{
+	(void)be, (void)w, (void)h, (void)damp, (void)perm, (void)err;
+	for (size_t i = 0; i < rows * cols; i++)
+		codes[i] ^= 1;
+	for (size_t i = 0; i < rows * cols / grid->group; i++) {
+		scales[i] *= 2;
+		zeros[i] += 1;
+	}
+	memset(row_loss, 0, rows * sizeof(*row_loss));
+	return 0;
+}
+
+static void test_a_worse_result_is_not_kept(void **state)
+{
+	struct backend *be = open_backend("cpu", 1);
+	const struct backend_ops *const own = be->ops;
+	struct backend_ops boasting = *own;
+	struct quant_options options = options_of(2, 16, true);
+	struct quant_result plain, refined;
+	struct rng r = { 31 };
+	struct quant_site site;
+	struct quant_case q;
+
+	(void)state;
+	quant_case_init(&q, &r, W_NORMAL, 5, 48, options.grid);
+	site_init(&site, be, q.h, q.cols);
+	quantize(&plain, be, &site, &options, &q);
+	boasting.refine = boast;
+	be->ops = &boasting;
+	options.refine = 3;
+	quantize(&refined, be, &site, &options, &q);
+	be->ops = own;
+	assert_int_equal(refined.refine_rounds, 2); /* no loss, then no less than none */
+	assert_true(refined.loss == plain.loss && refined.loss_rounded == plain.loss);
+	assert_memory_equal(plain.codes, refined.codes, q.rows * q.cols);
+	assert_memory_equal(plain.scales, refined.scales, q.rows * q.groups * sizeof(float));
+	assert_memory_equal(plain.zeros, refined.zeros, q.rows * q.groups * sizeof(float));
+	quant_result_deinit(&plain);
+	quant_result_deinit(&refined);
+	quant_site_deinit(&site);
+	quant_case_deinit(&q);
 	be->ops->close(be);
 }
 
@@ -333,12 +473,13 @@ static void test_infinite_weights_are_reported(void **state)
 static void test_every_allocation_fails_cleanly(void **state)
 {
 	struct backend *be = open_backend("cpu", 2);
-	const struct quant_options options = options_of(2, 8, true);
+	struct quant_options options = options_of(2, 8, true);
 	struct rng r = { 19 };
 	struct quant_case q;
 	uint64_t nth = 1;
 
 	(void)state;
+	options.refine = 1;
 	quant_case_init(&q, &r, W_NORMAL, 3, 16, options.grid);
 	for (;; nth++) {
 		struct err err = ERR_INIT;
@@ -372,6 +513,9 @@ int main(void)
 		cmocka_unit_test(test_reported_loss),
 		cmocka_unit_test(test_ldlq_is_gptq),
 		cmocka_unit_test(test_unusable_options_are_refused),
+		cmocka_unit_test(test_refinement_lowers_the_loss),
+		cmocka_unit_test(test_refinement_stops_when_nothing_is_won),
+		cmocka_unit_test(test_a_worse_result_is_not_kept),
 		cmocka_unit_test(test_infinite_weights_are_reported),
 		cmocka_unit_test(test_every_allocation_fails_cleanly),
 	};

@@ -40,9 +40,11 @@ static char *print(const struct recipe *r)
 }
 
 #define DEFAULTS "{\"kind\":\"quantize\",\"bits\":4,\"group_size\":64,\"method\":\"neuqi\"," \
-	"\"zero_point\":\"float\",\"symmetric\":false,\"rounding\":\"ldlq\",\"refine\":0,\"distill\":\"none\"," \
+	"\"zero_point\":\"float\",\"symmetric\":false,\"rounding\":\"ldlq\",\"effort\":\"balanced\",\"refine\":2," \
+	"\"distill\":\"full\",\"distill_samples\":0,\"block_epochs\":1,\"epochs\":3,\"train_codes\":true," \
 	"\"propagate\":\"original\",\"samples\":128,\"seq_len\":0,\"seed\":0,\"max_shard_size\":5000000000," \
-	"\"calibration\":\"builtin\",\"eval\":[\"builtin\"],\"eval_windows\":16,\"format\":[\"dense\"]," \
+	"\"calibration\":\"builtin\",\"eval\":[\"builtin\"],\"eval_windows\":16,\"reference\":null," \
+	"\"format\":[\"dense\"]," \
 	"\"override\":[]}"
 
 /* --- reading ------------------------------------------------------------------ */
@@ -66,9 +68,11 @@ static void test_defaults(void **state)
 }
 
 #define FULL "{\"kind\":\"evaluate\",\"bits\":2,\"group_size\":-1,\"method\":\"minmax\"," \
-	"\"zero_point\":\"integer\",\"symmetric\":true,\"rounding\":\"nearest\",\"refine\":0,\"distill\":\"none\"," \
+	"\"zero_point\":\"integer\",\"symmetric\":true,\"rounding\":\"nearest\",\"effort\":\"best\",\"refine\":32," \
+	"\"distill\":\"block\",\"distill_samples\":9,\"block_epochs\":64,\"epochs\":1,\"train_codes\":false," \
 	"\"propagate\":\"quantized\",\"samples\":7,\"seq_len\":512,\"seed\":9007199254740992,\"max_shard_size\":1," \
-	"\"calibration\":\"d_1\",\"eval\":[\"d_2\",\"builtin\"],\"eval_windows\":3,\"format\":[\"packed\",\"dense\"]," \
+	"\"calibration\":\"d_1\",\"eval\":[\"d_2\",\"builtin\"],\"eval_windows\":3,\"reference\":\"m_1\"," \
+	"\"format\":[\"packed\",\"dense\"]," \
 	"\"override\":[{\"match\":\"down\",\"skip\":true},{\"match\":\"^up$\",\"bits\":8,\"group_size\":-1," \
 	"\"method\":\"neuqi\",\"zero_point\":\"float\",\"symmetric\":false,\"rounding\":\"ldlq\"}]}"
 
@@ -85,6 +89,8 @@ static void test_canonical(void **state)
 	assert_int_equal(r.rounding, ROUND_NEAREST);
 	assert_int_equal(r.propagate, PROPAGATE_QUANTIZED);
 	assert_int_equal(r.override_count, 2);
+	assert_int_equal(r.effort, EFFORT_BEST);
+	assert_int_equal(r.distill, DISTILL_BLOCK);
 	text = print(&r);
 	assert_string_equal(text, FULL);
 	mem_free(text);
@@ -95,6 +101,60 @@ static void test_canonical(void **state)
 	assert_string_equal(text, DEFAULTS);
 	mem_free(text);
 	recipe_deinit(&r);
+}
+
+/* --- effort ------------------------------------------------------------------- */
+
+static void check_bundle(const char *text, int64_t refine, enum distill distill, int64_t block_epochs,
+			 int64_t epochs)
+{
+	struct recipe r;
+
+	read_good(&r, text);
+	if (r.refine != refine || r.distill != distill || r.block_epochs != block_epochs || r.epochs != epochs ||
+	    r.distill_samples != 0 || !r.train_codes)
+		fail_msg("%s: refine %d, distill %s of %d, epochs %d and %d, codes %d", text, (int)r.refine,
+			 distill_name(r.distill), (int)r.distill_samples, (int)r.block_epochs, (int)r.epochs,
+			 r.train_codes);
+	recipe_deinit(&r);
+}
+
+static void test_effort_bundles(void **state)
+{
+	(void)state;
+	check_bundle("{}", 2, DISTILL_FULL, 1, 3);
+	check_bundle("{\"effort\":\"fast\"}", 2, DISTILL_NONE, 1, 3);
+	check_bundle("{\"effort\":\"balanced\"}", 2, DISTILL_FULL, 1, 3);
+	check_bundle("{\"effort\":\"best\"}", 4, DISTILL_FULL, 2, 4);
+	/* A field that is given wins, wherever it stands. */
+	check_bundle("{\"effort\":\"fast\",\"refine\":0}", 0, DISTILL_NONE, 1, 3);
+	check_bundle("{\"refine\":0,\"effort\":\"best\"}", 0, DISTILL_FULL, 2, 4);
+	check_bundle("{\"effort\":\"best\",\"distill\":\"block\"}", 4, DISTILL_BLOCK, 2, 4);
+	check_bundle("{\"distill\":\"end-to-end\",\"epochs\":9,\"effort\":\"fast\"}", 2, DISTILL_END_TO_END, 1, 9);
+	check_bundle("{\"block_epochs\":5,\"effort\":\"best\"}", 4, DISTILL_FULL, 5, 4);
+}
+
+static void test_distilled_sequences(void **state)
+{
+	static const struct { const char *text; int64_t distilled, all; bool blocks, model; } cases[] = {
+		{ "{\"effort\":\"fast\"}", 0, 128, false, false },
+		{ "{\"effort\":\"fast\",\"distill_samples\":500}", 0, 128, false, false },
+		{ "{}", 128, 128, true, true },
+		{ "{\"distill\":\"block\",\"distill_samples\":16}", 16, 128, true, false },
+		{ "{\"distill\":\"end-to-end\",\"distill_samples\":256,\"samples\":100}", 256, 256, false, true },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct recipe r;
+
+		read_good(&r, cases[i].text);
+		assert_int_equal(recipe_distill_sequences(&r), cases[i].distilled);
+		assert_int_equal(recipe_sequences(&r), cases[i].all);
+		assert_int_equal(recipe_distills_blocks(&r), cases[i].blocks);
+		assert_int_equal(recipe_distills_model(&r), cases[i].model);
+		recipe_deinit(&r);
+	}
 }
 
 static void test_evaluation_texts(void **state)
@@ -136,11 +196,21 @@ static const struct refusal { const char *text; enum err_code code; const char *
 	{ "{\"zero_point\":\"int\"}", ERR_INVALID, "\"zero_point\" must be float or integer" },
 	{ "{\"symmetric\":1}", ERR_INVALID, "\"symmetric\" must be true or false" },
 	{ "{\"rounding\":true}", ERR_INVALID, "\"rounding\" must be ldlq or nearest" },
-	{ "{\"refine\":2}", ERR_UNSUPPORTED, "\"refine\" accepts only 0 in this version" },
-	{ "{\"refine\":\"x\"}", ERR_UNSUPPORTED, "\"refine\"" },
-	{ "{\"distill\":\"block\"}", ERR_UNSUPPORTED, "\"distill\" accepts only \"none\" in this version, "
-	"not \"block\"" },
-	{ "{\"distill\":0}", ERR_UNSUPPORTED, "\"distill\"" },
+	{ "{\"effort\":\"most\"}", ERR_INVALID, "\"effort\" must be fast, balanced or best, not \"most\"" },
+	{ "{\"effort\":2}", ERR_INVALID, "\"effort\"" },
+	{ "{\"refine\":-1}", ERR_INVALID, "\"refine\" must be an integer from 0 to 32" },
+	{ "{\"refine\":33}", ERR_INVALID, "\"refine\"" },
+	{ "{\"refine\":\"x\"}", ERR_INVALID, "\"refine\"" },
+	{ "{\"distill\":\"all\"}", ERR_INVALID, "\"distill\" must be none, block, end-to-end or full, not \"all\"" },
+	{ "{\"distill\":0}", ERR_INVALID, "\"distill\"" },
+	{ "{\"distill_samples\":-1}", ERR_INVALID, "\"distill_samples\" must be an integer from 0 to 1000000" },
+	{ "{\"distill_samples\":1000001}", ERR_INVALID, "\"distill_samples\"" },
+	{ "{\"block_epochs\":0}", ERR_INVALID, "\"block_epochs\" must be an integer from 1 to 64" },
+	{ "{\"block_epochs\":65}", ERR_INVALID, "\"block_epochs\"" },
+	{ "{\"epochs\":0}", ERR_INVALID, "\"epochs\" must be an integer from 1 to 64" },
+	{ "{\"epochs\":1.5}", ERR_INVALID, "\"epochs\"" },
+	{ "{\"train_codes\":1}", ERR_INVALID, "\"train_codes\" must be true or false" },
+	{ "{\"train_codes\":\"true\"}", ERR_INVALID, "\"train_codes\"" },
 	{ "{\"propagate\":\"both\"}", ERR_INVALID, "\"propagate\" must be original or quantized" },
 	{ "{\"samples\":0}", ERR_INVALID, "\"samples\" must be an integer from 1 to 1000000" },
 	{ "{\"seq_len\":1}", ERR_INVALID, "\"seq_len\" must be at least 2" },
@@ -156,6 +226,9 @@ static const struct refusal { const char *text; enum err_code code; const char *
 	{ "{\"eval\":[\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\"]}", ERR_INVALID, "names 9 "
 	"texts; at most 8" },
 	{ "{\"eval_windows\":-1}", ERR_INVALID, "\"eval_windows\"" },
+	{ "{\"kind\":\"evaluate\",\"reference\":\"\"}", ERR_INVALID, "\"reference\" must be a text" },
+	{ "{\"kind\":\"evaluate\",\"reference\":7}", ERR_INVALID, "\"reference\" must be a text" },
+	{ "{\"reference\":\"m_1\"}", ERR_INVALID, "\"reference\" is for kind \"evaluate\"" },
 	{ "{\"format\":\"dense\"}", ERR_INVALID, "\"format\" must be an array" },
 	{ "{\"format\":[]}", ERR_INVALID, "\"format\" must be an array" },
 	{ "{\"format\":[\"gguf\"]}", ERR_UNSUPPORTED, "\"gguf\", which this version does not write; "
@@ -308,6 +381,8 @@ static void test_words(void **state)
 	assert_string_equal(zero_point_name(ZERO_FLOAT), "float");
 	assert_string_equal(rounding_name(ROUND_LDLQ), "ldlq");
 	assert_string_equal(propagate_name(PROPAGATE_QUANTIZED), "quantized");
+	assert_string_equal(effort_name(EFFORT_BALANCED), "balanced");
+	assert_string_equal(distill_name(DISTILL_END_TO_END), "end-to-end");
 }
 
 static void test_groups(void **state)
@@ -344,8 +419,15 @@ static const struct option_case { const char *name, *value, *json; } good_option
 	{ "symmetric", NULL, "{\"symmetric\":true}" },
 	{ "symmetric", "false", "{\"symmetric\":false}" },
 	{ "rounding", "nearest", "{\"rounding\":\"nearest\"}" },
+	{ "effort", "best", "{\"effort\":\"best\"}" },
 	{ "refine", "0", "{\"refine\":0}" },
 	{ "distill", "none", "{\"distill\":\"none\"}" },
+	{ "distill", "end-to-end", "{\"distill\":\"end-to-end\"}" },
+	{ "distill-samples", "64", "{\"distill_samples\":64}" },
+	{ "block-epochs", "2", "{\"block_epochs\":2}" },
+	{ "epochs", "4", "{\"epochs\":4}" },
+	{ "train-codes", "false", "{\"train_codes\":false}" },
+	{ "train-codes", "true", "{\"train_codes\":true}" },
 	{ "propagate", "quantized", "{\"propagate\":\"quantized\"}" },
 	{ "calibration", "text.jsonl", "{\"calibration\":\"text.jsonl\"}" },
 	{ "samples", "16", "{\"samples\":16}" },
@@ -391,8 +473,11 @@ static const struct bad_option { const char *name, *value; enum err_code code; c
 	{ "bits", NULL, ERR_INVALID, "--bits needs a value" },
 	{ "group-size", "0", ERR_INVALID, "--group-size: \"group_size\" must be" },
 	{ "symmetric", "yes", ERR_INVALID, "--symmetric: \"yes\" is not true or false" },
-	{ "refine", "2", ERR_UNSUPPORTED, "--refine: \"refine\" accepts only 0" },
-	{ "distill", "full", ERR_UNSUPPORTED, "--distill: \"distill\" accepts only \"none\"" },
+	{ "effort", "max", ERR_INVALID, "--effort: \"effort\" must be fast, balanced or best, not \"max\"" },
+	{ "refine", "33", ERR_INVALID, "--refine: \"refine\" must be an integer from 0 to 32" },
+	{ "distill", "yes", ERR_INVALID, "--distill: \"distill\" must be none, block" },
+	{ "epochs", "0", ERR_INVALID, "--epochs: \"epochs\" must be" },
+	{ "train-codes", "yes", ERR_INVALID, "--train-codes: \"yes\" is not true or false" },
 	{ "format", "dense,gptq", ERR_UNSUPPORTED, "--format: \"format\" names \"gptq\"" },
 	{ "format", "dense,,packed", ERR_INVALID, "--format: \"format\" names \"\"" },
 	{ "format", "", ERR_INVALID, "--format" },
@@ -531,6 +616,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_canonical),
+		cmocka_unit_test(test_effort_bundles),
+		cmocka_unit_test(test_distilled_sequences),
 		cmocka_unit_test(test_evaluation_texts),
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_every_problem),

@@ -3,12 +3,15 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 #include <sqlite3.h>
 
+#include "common/alloc.h"
+#include "common/file.h"
 #include "server/states.h"
 #include "server/store.h"
 
@@ -58,6 +61,48 @@ static void a_new_database_has_the_newest_schema(void **state)
 					  "AND sql NOT LIKE '%STRICT%'"), 0);
 	s = open_new("new.db"); /* again: nothing to do */
 	store_close(s);
+}
+
+/* A database as version 1 left it, with a job in it, and nothing of version 2. */
+static void make_version_1(const char *path)
+{
+	const char *root = getenv("QUARRY_ROOT");
+	struct err err = ERR_INIT;
+	char file[4096], *sql;
+	size_t len;
+
+	assert_non_null(root);
+	snprintf(file, sizeof(file), "%s/migrations/0001_initial.sql", root);
+	sql = file_read_all(file, 1 << 20, &len, &err);
+	if (!sql)
+		fail_msg("%s", err.text);
+	run_sql(path, sql);
+	mem_free(sql);
+	run_sql(path, "PRAGMA user_version = 1;"
+		"INSERT INTO jobs VALUES (1, 'j_1', 's', 0, 2, 1, 1, 1, 0, 1, 1, 0, 5, 5, NULL);"
+		"INSERT INTO job_details VALUES (1, 'old', NULL, '{}', '{}', '{}', NULL, NULL, NULL);"
+		"INSERT INTO tasks (pk, job, kind, state, rank, layer, shard, epoch, attempts, deps_left, work, accepted, progress) "
+		"VALUES (1, 1, 5, 2, 0, 0, -1, 0, 0, 0, 1, 0, 0);");
+}
+
+static void an_older_database_is_brought_up(void **state)
+{
+	struct err err = ERR_INIT;
+	struct store *s;
+	int64_t count;
+
+	(void)state;
+	make_version_1("older.db");
+	assert_int_equal(pragma("older.db", "PRAGMA user_version"), 1);
+	s = open_new("older.db");
+	assert_true(pragma("older.db", "PRAGMA user_version") >= 2);
+	assert_int_equal(store_get_int(s, SQL_TASK_LAYER, &count, &err, sql_i(1)), 1); /* what was there is there */
+	assert_int_equal(store_get_int(s, SQL_JOB_REFERENCE, &count, &err, sql_i(1)), 0);
+	assert_int_equal(store_exec(s, SQL_CHECKPOINT_SET, &err, sql_i(1), sql_t("x"), sql_i(3)), 1);
+	assert_int_equal(store_exec(s, SQL_TASKS_REMOVE, &err, sql_i(1), sql_i(1)), 1);
+	assert_int_equal(store_get_int(s, SQL_CHECKPOINTS, &count, &err, sql_i(1), sql_i(1)), 0); /* gone with its task */
+	store_close(s);
+	assert_int_equal(pragma("older.db", "SELECT count(*) FROM job_details WHERE name = 'old' AND reference IS NULL"), 1);
 }
 
 static void a_newer_database_is_refused(void **state)
@@ -245,6 +290,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_new_database_has_the_newest_schema),
+		cmocka_unit_test(an_older_database_is_brought_up),
 		cmocka_unit_test(a_newer_database_is_refused),
 		cmocka_unit_test(what_is_no_database_is_refused),
 		cmocka_unit_test(savepoints_undo_one_of_a_batch),

@@ -446,7 +446,7 @@ static void test_golden_hessians(void **state)
 	char path[PATH_BYTES], input[64];
 	struct st_header header = { 0 };
 	struct err err = ERR_INIT;
-	const bool all[SITE_COUNT] = { true, true, true, true };
+	const struct layer_pass pass = { .wanted = { true, true, true, true }, .share = 1 };
 	int fd, seen = 0;
 
 	(void)state;
@@ -458,13 +458,16 @@ static void test_golden_hessians(void **state)
 	for (int l = 0; l < LAYERS; l++) {
 		struct layer_forward f;
 		struct layer_gram g = { 0 };
+		struct hidden_shards shards;
 		struct task_input in = { .name = "hidden-0", .path = input };
 		struct task_env env = { .backend = backend, .model = model, .inputs = &in, .input_count = 1 };
 
 		snprintf(input, sizeof(input), "g%d/hidden", l);
 		assert_int_equal(layer_forward_init(&f, &env, 512, &err), 0);
 		assert_int_equal(layer_forward_load(&f, (size_t)l, NULL, &err), 0);
-		assert_int_equal(layer_gram_collect(&g, &f, all, &env, 1.0, &err), 0);
+		assert_int_equal(hidden_shards_open(&shards, &env, &err), 0);
+		assert_int_equal(layer_gram_collect(&g, &f, &shards, &pass, &err), 0);
+		hidden_shards_close(&shards);
 		for (int lin = 0; lin < LIN_COUNT; lin++) {
 			struct linear_shape shape = model_linear(&f.ck.config, (enum block_linear)lin);
 
