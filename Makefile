@@ -110,6 +110,7 @@ $(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OU
 	@mkdir -p $(@D)
 	$(call link,worker)
 
+$(OUT)/tools/codec_files: $(call obj,tests/lib/codec_case.c)
 $(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)
