@@ -149,9 +149,13 @@ static void check_grid(const struct quant_case *q, const struct state *s, const 
 
 /* One round: no row loses more, and what is said of each row is so. Below `floor` of a row's energy only
  * the rounding of float32 is left. */
-static double check_round(struct backend *be, const struct quant_case *q, struct state *s, const char *what)
+struct losses { double total, relative; /* to each row's energy */ };
+
+static struct losses check_round(struct backend *be, const struct quant_case *q, struct state *s,
+				 const char *what)
 {
-	double *before = malloc(q->rows * sizeof(*before)), total = 0;
+	double *before = malloc(q->rows * sizeof(*before));
+	struct losses sum = { 0 };
 	const double floor = 1e-11;
 
 	for (size_t r = 0; r < q->rows; r++)
@@ -167,18 +171,20 @@ static double check_round(struct backend *be, const struct quant_case *q, struct
 		if (!(fabs(s->loss[r] - after) <= 1e-4 * after + noise))
 			fail_msg("%s: %s: row %zu loses %.9g, said to be %.9g", what, be->ops->name, r, after,
 				 s->loss[r]);
-		total += after;
+		sum.total += after;
+		sum.relative += after > noise ? after / row_energy(q, r) : 0;
 	}
 	free(before);
-	return total;
+	return sum;
 }
 
-/* Two rounds of both backends from the same start; shapes of one kind are summed. */
-static void compare(enum weight_kind kind, int bits, enum zero_kind zero)
+/* Two rounds of both backends from the same start; all rows of all shapes count alike, since a tie that falls
+ * the other way can change a row by some per cent, and one such row is `bar` of them all. */
+static void compare(enum weight_kind kind, int bits, enum zero_kind zero, double bar)
 {
 	struct backend *both[BACKENDS] = { open_backend("ref", 1), open_backend("cpu", 2) };
 	struct rng r = { (uint64_t)(kind * 1000 + bits * 10 + (int)zero) };
-	double sum[BACKENDS] = { 0 }, energy = 0;
+	double sum[BACKENDS] = { 0 };
 	char what[128];
 
 	for (size_t i = 0; i < SHAPES; i++) {
@@ -187,18 +193,16 @@ static void compare(enum weight_kind kind, int bits, enum zero_kind zero)
 		snprintf(what, sizeof(what), "%s weights, %zux%zu by %zu, %d bits, zero kind %d",
 			 weight_kind_name(kind), shapes[i].rows, shapes[i].cols, shapes[i].group, bits, (int)zero);
 		start(&q, &r, kind, shapes[i], bits, zero, i % 2 == 0);
-		for (size_t row = 0; row < q.rows; row++)
-			energy += row_energy(&q, row);
 		for (int b = 0; b < BACKENDS; b++) {
 			struct state s = state_new(&q);
 
 			check_round(both[b], &q, &s, what);
-			sum[b] += check_round(both[b], &q, &s, what);
+			sum[b] += check_round(both[b], &q, &s, what).relative;
 			state_free(&s);
 		}
 		quant_case_deinit(&q);
 	}
-	if (!(sum[1] <= 1.002 * sum[0] + 1e-11 * energy))
+	if (!(sum[1] <= bar * sum[0]))
 		fail_msg("%s: cpu %.9g, ref %.9g, ratio %.6f", what, sum[1], sum[0], sum[1] / sum[0]);
 	for (int b = 0; b < BACKENDS; b++)
 		both[b]->ops->close(both[b]);
@@ -209,16 +213,17 @@ static void test_cpu_reaches_ref(void **state)
 	(void)state;
 	for (int bits = 1; bits <= 8; bits++)
 		for (int zero = 0; zero < ZERO_KINDS; zero++)
-			compare(W_NORMAL, bits, (enum zero_kind)zero);
+			compare(W_NORMAL, bits, (enum zero_kind)zero, 1.002);
 }
 
+/* Few rows carry the loss here: those whose group has an outlier, or hardly any spread. */
 static void test_odd_weights(void **state)
 {
 	(void)state;
 	for (int kind = W_HEAVY; kind < W_KINDS; kind++)
 		for (int bits = 1; bits <= 4; bits += 1 + (bits == 2))
 			for (int zero = 0; zero < ZERO_KINDS; zero++)
-				compare((enum weight_kind)kind, bits, (enum zero_kind)zero);
+				compare((enum weight_kind)kind, bits, (enum zero_kind)zero, 1.01);
 }
 
 /* Many tiles, and rows that do not fill the last one. */
@@ -237,8 +242,8 @@ static void test_tiles(void **state)
 		start(&q, &r, W_NORMAL, many[i], 2, ZERO_REAL, true);
 		a = state_new(&q);
 		b = state_new(&q);
-		want = check_round(ref, &q, &a, "many rows");
-		got = check_round(cpu, &q, &b, "many rows");
+		want = check_round(ref, &q, &a, "many rows").total;
+		got = check_round(cpu, &q, &b, "many rows").total;
 		if (!(got <= 1.002 * want))
 			fail_msg("%zu rows: cpu %.9g, ref %.9g", many[i].rows, got, want);
 		state_free(&a);
@@ -264,8 +269,8 @@ static void test_rounds_win(void **state)
 		s = state_new(&q);
 		for (size_t row = 0; row < q.rows; row++)
 			first += row_loss(&q, &s, row);
-		one = check_round(be, &q, &s, "first round");
-		two = check_round(be, &q, &s, "second round");
+		one = check_round(be, &q, &s, "first round").total;
+		two = check_round(be, &q, &s, "second round").total;
 		if (!(one < 0.97 * first && two < 0.999 * one))
 			fail_msg("%s: %.6g, then %.6g, then %.6g", names[b], first, one, two);
 		state_free(&s);

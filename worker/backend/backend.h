@@ -203,7 +203,7 @@ struct backend_ops {
 	 * of the grid, or fixed, where `grid` says so; s stays > 0 and finite. A row keeps its old state where the
 	 * new one loses more, so no row's loss ever rises. codes, scales, zeros in place; row_loss (N):
 	 * e (H + damp I) e^T of each row as left. Not finite: ERR_NUMERIC, some rows may be refined already.
-	 * cpu vs ref: sum of row_loss <= 1.002 * ref. */
+	 * cpu vs ref: sum of row_loss <= 1.002 * ref over many rows; one row may part from ref at a tie. */
 	int (*refine)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
 		      size_t cols, const double *h, double damp, const int32_t *perm, uint8_t *codes,
 		      float *scales, float *zeros, double *row_loss, struct err *err);

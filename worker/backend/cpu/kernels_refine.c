@@ -1,7 +1,7 @@
 /* Loops that the compiler turns into vector code, compiled once per level (levels.h).
  *
  * A sweep visits columns one by one, since a move changes r everywhere; what is long is done in
- * lanes: the search of a partner and the update of r, each one pass over a row of A.
+ * lanes: the search of a partner and the update of r, each one pass over a row of A (two rows for a pair).
  */
 #include "worker/backend/cpu/kernels_refine.h"
 
@@ -58,8 +58,9 @@ static float best_win(const struct refine_row *o, const float *restrict a, float
 	for (int32_t k = 0; k < n; k += WIN_LANES)
 		for (int l = 0; l < WIN_LANES; l++) {
 			const float x = win(r[k + l], a[k + l], d, up[k + l], down[k + l], half[k + l]);
+			const int32_t more = -(int32_t)(x > best[l]); /* all bits, or none: no branch */
 
-			at[l] = x > best[l] ? k : at[l];
+			at[l] = (k & more) | (at[l] & ~more);
 			best[l] = x > best[l] ? x : best[l];
 		}
 	for (int l = 0; l < WIN_LANES; l++)
@@ -131,20 +132,23 @@ static void visit(const struct refine_row *o, size_t j, float step)
 		move(o, j, step);
 }
 
+static inline void consider(const struct refine_row *o, size_t j)
+{
+	const float t = o->r[j] * o->inverse[j];
+
+	if (fabsf(t) > o->nearly) {
+		const float step = own_step(o, j, t);
+
+		if (step != 0)
+			visit(o, j, step);
+	}
+}
+
 static void sweep(const struct refine_row *o)
 {
 	prepare(o);
-	for (size_t p = 0; p < o->cols; p++) {
-		const size_t j = (size_t)o->perm[p];
-		const float t = o->r[j] * o->inverse[j];
-
-		if (fabsf(t) > o->nearly) {
-			const float step = own_step(o, j, t);
-
-			if (step != 0)
-				visit(o, j, step);
-		}
-	}
+	for (size_t p = 0; p < o->cols; p++)
+		consider(o, (size_t)o->perm[p]);
 }
 
 static double total(double *acc)

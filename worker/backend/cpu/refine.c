@@ -1,9 +1,9 @@
 /* One round of refinement on tiles of rows (ref/refine.c is the specification).
  *
  * Rows are independent, so a tile of rows is an item of the pool. A e of a tile is one sgemm, its loss
- * afterwards half of one. The sweep over the codes goes row by row and needs none: about one code in five moves, and a move is one
- * pass over a row of A. Then group after group takes its step: the five sums of each row, and one sgemm that
- * brings A e of the columns still to come up to date.
+ * afterwards half of one. The sweep over the codes goes row by row and needs none: about one code in five moves,
+ * and a move is one pass over a row or two of A. Then group after group takes its step: the five sums of each
+ * row, and one sgemm that brings A e of the columns still to come up to date.
  * A as a whole and each row are scaled by powers of two, so that products stay within float32 for weights of any
  * size. The height of a tile depends on the shape alone.
  * Memory: A (K,K) float32 for the operation, three tiles of (height, K) per worker.
@@ -23,7 +23,7 @@ CPU_LEVEL_DECLARE(struct refine_kernels, refine_kernels);
 static const struct refine_kernels *const kernel_tables[] = CPU_LEVEL_TABLE(refine_kernels);
 
 enum {
-	TILE_MAX = 256, TILE_STEP = 128,
+	TILE_MAX = 256, TILE_STEP = 64,
 	TILE_SHARE = 16,        /* wanted number of tiles */
 	ROWS_PER_ITEM = 16,     /* of A, when it is made */
 	FORM_BLOCK = 128,       /* columns of x A x^T at a time */
