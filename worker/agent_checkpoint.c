@@ -31,6 +31,10 @@ void hold_forget_checkpoint(struct hold *h)
 /* Through with it, one way or the other. */
 static void finish(struct hold *h)
 {
+	const struct clock *clock = h->agent->config.clock;
+
+	atomic_store(&h->job.checkpoint_took_ms,
+		     clock->mono_ms(clock->ctx) - atomic_load(&h->job.checkpoint_asked_ms));
 	hold_forget_checkpoint(h);
 	if (h->leaving && !h->running && h->state == HOLD_COMPUTING)
 		hold_release(h);

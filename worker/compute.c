@@ -12,6 +12,8 @@
 #include "common/utf8.h"
 #include "worker/task_scratch.h"
 
+enum { CHECKPOINT_SPACING = 10 };
+
 struct compute {
 	struct compute_config config;
 	struct loop *loop;
@@ -99,6 +101,14 @@ void compute_job_deinit(struct compute_job *job)
 
 /* --- checkpoints ----------------------------------------------------------------------------------------- */
 
+static int64_t checkpoint_wait_ms(struct compute_job *job)
+{
+	int64_t least = job->compute->config.checkpoint_ms;
+	int64_t enough = CHECKPOINT_SPACING * atomic_load(&job->checkpoint_took_ms);
+
+	return least == 0 || enough < least ? least : enough;
+}
+
 /* Now and then, and once more when the worker gives the task back; one at a time. */
 static bool wants_checkpoint(struct compute_job *job)
 {
@@ -106,7 +116,7 @@ static bool wants_checkpoint(struct compute_job *job)
 		return false;
 	if (must_stop(job))
 		return atomic_load(&job->leaving);
-	return now_ms(job->compute) - job->checkpoint_ms >= job->compute->config.checkpoint_ms;
+	return now_ms(job->compute) - atomic_load(&job->checkpoint_asked_ms) >= checkpoint_wait_ms(job);
 }
 
 static int leave_checkpoint(void *ctx, const char *path)
@@ -114,12 +124,15 @@ static int leave_checkpoint(void *ctx, const char *path)
 	struct compute_job *job = ctx;
 
 	atomic_store(&job->resumes, true);
-	if (!path)
-		return wants_checkpoint(job);
+	if (!path) {
+		if (!wants_checkpoint(job))
+			return 0;
+		atomic_store(&job->checkpoint_asked_ms, now_ms(job->compute));
+		return 1;
+	}
 	job->checkpoint = mem_strdup(path);
 	if (!job->checkpoint)
 		return -1;
-	job->checkpoint_ms = now_ms(job->compute);
 	atomic_store(&job->checkpoint_busy, true);
 	loop_post(job->compute->loop, &job->checkpoint_event);
 	return 0;
@@ -220,7 +233,8 @@ static void *compute_thread(void *ctx)
 			break;
 		job = c->job;
 		pthread_mutex_unlock(&c->lock);
-		job->started_ms = job->checkpoint_ms = now_ms(c);
+		job->started_ms = now_ms(c);
+		atomic_store(&job->checkpoint_asked_ms, job->started_ms);
 		job->rc = run_job(c, job);
 		pthread_mutex_lock(&c->lock);
 		c->job = NULL;

@@ -45,6 +45,8 @@ struct compute_job {
 	atomic_bool leaving;                    /* with stop: a checkpoint is wanted before the task ends */
 	atomic_bool resumes;                    /* the task can leave checkpoints */
 	atomic_bool checkpoint_busy;
+	atomic_llong checkpoint_asked_ms;       /* when the last one was asked for */
+	atomic_llong checkpoint_took_ms;        /* from then until the coordinator had it; the loop sets it */
 	char *checkpoint;                       /* path; the loop takes it over */
 	atomic_int progress_ppm;
 	pthread_mutex_t lock;                   /* guards note */
@@ -57,7 +59,6 @@ struct compute_job {
 	/* private */
 	struct compute *compute;
 	int64_t started_ms;
-	int64_t checkpoint_ms;                  /* when the last one was left */
 	struct loop_event event, checkpoint_event;
 };
 
@@ -68,7 +69,9 @@ struct compute_config {
 	const struct client_config *client;
 	const struct clock *clock;
 	bool read_paths;                        /* model_source_new() */
-	int64_t checkpoint_ms;                  /* at least so long between two checkpoints of a task */
+	/* At least so long between two checkpoints of a task, and ten times as long as the last one took, so that making
+	 * and sending them stays a small part of the work. 0: as often as there is something new. */
+	int64_t checkpoint_ms;
 };
 
 /* Opens the backend, starts the thread. Everything in config is borrowed. */

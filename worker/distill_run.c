@@ -52,6 +52,12 @@ static bool checkpoint_is_wanted(const struct distill_run *r)
 	return env->checkpoint && env->checkpoint(env->checkpoint_ctx, NULL) > 0;
 }
 
+/* Something was trained since the last one, or since the start. */
+static bool is_news(const struct distill_run *r)
+{
+	return progress_of(r)->step > r->left_step;
+}
+
 /* What was committed. That it cannot be left is no reason to fail. */
 static void leave_checkpoint(struct distill_run *r)
 {
@@ -62,6 +68,8 @@ static void leave_checkpoint(struct distill_run *r)
 		log_warn("no checkpoint is left: %s", path ? why.text : "out of memory");
 	else if (r->env->checkpoint(r->env->checkpoint_ctx, path) != 0)
 		unlink(path);
+	else
+		r->left_step = progress_of(r)->step;
 	mem_free(path);
 }
 
@@ -69,7 +77,7 @@ static int commit(struct distill_run *r, struct err *err)
 {
 	if (distill_state_commit(r->model->state, err) != 0)
 		return -1;
-	if (checkpoint_is_wanted(r))
+	if (is_news(r) && checkpoint_is_wanted(r))
 		leave_checkpoint(r);
 	return 0;
 }
@@ -85,7 +93,8 @@ void distill_run_leave(struct distill_run *r)
 		return;
 	/* the state at hand may be in the middle of a step */
 	distill_state_close(s);
-	if (distill_state_open(s, r->scratch, &owner, &found, &why) == 0 && found)
+	if (distill_state_open(s, r->scratch, &owner, &found, &why) == 0 && found &&
+	    is_news(r))
 		leave_checkpoint(r);
 }
 

@@ -32,6 +32,7 @@ struct distill_run {
 	uint32_t *order;                /* (sequences) of epoch `ordered`; -1 = none yet */
 	int64_t ordered;
 	int64_t diverged_at;            /* the step whose numbers were not finite any more; 0 = none */
+	int64_t left_step;              /* of the last checkpoint that was left; 0 = none */
 	double kl;                      /* of the step before; -1 = none in this process */
 	double done, unit;              /* shares of the whole: finished, and of what is under way */
 	char note[DISTILL_NOTE_BYTES];

@@ -263,8 +263,10 @@ class Coordinator:
             while not self.ready and time.monotonic() < deadline and self.server is server:
                 self.changed.wait(0.5)
                 if self.hung_up(handler):
-                    handler.close_connection = True
-                    return True
+                    break
+            if self.hung_up(handler):   # also when the request of a worker that is gone is handled late
+                handler.close_connection = True
+                return True
             task = self.ready.pop(0) if self.ready and self.server is server else None
             if task:
                 task.state = "LEASED"

@@ -210,6 +210,19 @@ def failed_for_good(inputs):
         scratch_is_empty(k)
 
 
+def disk_full_on_the_way(inputs):
+    with Case() as k:
+        k.env["QUARRY_FAIL_IO"] = "write:400"
+        task = give(k, inputs)
+        k.start("--name", "fixed")
+        assert k.ended(task, "FAILED", seconds=120)["error"]["name"] == "no-space", task.ended
+        kept = manifest(k)["step"]
+        assert kept > 0
+        body = k.ended(give(k, inputs, epoch=2), seconds=120)
+        same_result(inputs, body, kept)
+        scratch_is_empty(k)
+
+
 def checkpoints_that_cannot_be_left(inputs):
     """Refused, without an answer, or stored wrongly: the task goes on."""
     with Case() as k:
@@ -275,7 +288,7 @@ def main():
     inputs = []
     tap.case("an undisturbed run", lambda: inputs.append(Inputs()))
     for function in (killed_and_started_again, drained_and_taken_over, what_is_further_counts, damaged_checkpoint, cancelled,
-                     lost_with_a_checkpoint, failed_for_good, checkpoints_that_cannot_be_left,
+                     lost_with_a_checkpoint, failed_for_good, disk_full_on_the_way, checkpoints_that_cannot_be_left,
                      hurry_while_a_checkpoint_goes_up, drain_waits_for_the_checkpoint, forgotten_folders_go):
         if len(sys.argv) > 1 and function.__name__ not in sys.argv[1:]:
             continue

@@ -16,7 +16,7 @@
 #include "tests/lib/distill_case.h"
 #include "worker/distill_model.h"
 
-enum { SEQUENCES = 2, SEQ_LEN = 10, LAYERS_MOST = 8 };
+enum { SEQUENCES = 2, SEQ_LEN = 6, LAYERS_MOST = 8, GROUP = 64 };
 
 static struct distill_case inputs;
 static struct backend *backend;
@@ -177,53 +177,67 @@ static struct part steepest(const char *what, const struct part *part, const flo
 	return (struct part){ what, best, 1, part->reach };
 }
 
-static void check_layer(size_t layer)
+/* The gradient of every trained parameter of a layer; t is left open on `into`. */
+static float *gradient_of(size_t layer, float *into, struct tuned *t)
+{
+	float *gradient;
+
+	read_layer(layer, into, t);
+	gradient = mem_alloc(t->trained, sizeof(*gradient));
+	memcpy(gradient, t->params, t->trained * sizeof(*gradient));
+	write_params(layer, into, t, gradient); /* moments 0 */
+	loss_now();
+	read_layer(layer, into, t);
+	for (size_t i = 0; i < t->trained; i++)
+		gradient[i] = t->moments1[i] / 0.1f;
+	return gradient;
+}
+
+static double worst_of_layer(size_t layer)
 {
 	float *into = mem_alloc(floats[layer], sizeof(*into)), *gradient;
-	struct tuned t;
+	const struct tuned_plan *plan = &layers[layer].plan;
+	const size_t groups = plan->module[LIN_UP].rows * plan->module[LIN_UP].cols / GROUP;
 	double worst = 0;
+	struct tuned t;
 
-	read_layer(layer, into, &t);
-	memset(t.moments1, 0, t.trained * sizeof(float));
-	gradient = mem_alloc(t.trained, sizeof(*gradient));
-	memcpy(gradient, t.params, t.trained * sizeof(*gradient));
-	write_params(layer, into, &t, gradient);
-	loss_now();
-	read_layer(layer, into, &t);
-	for (size_t i = 0; i < t.trained; i++)
-		gradient[i] = t.moments1[i] / 0.1f;
+	gradient = gradient_of(layer, into, &t);
 	{
-		const size_t groups = layers[layer].plan.module[5].rows * layers[layer].plan.module[5].cols / 64;
 		const struct part parts[] = {
-			{ "up scales", (size_t)(t.module[5].factors - t.params), groups, 0.02f },
-			{ "up zero-points", (size_t)(t.module[5].zeros - t.params), groups, 0.05f },
-			{ "q scales", (size_t)(t.module[0].factors - t.params), 64, 0.02f },
-			{ "v scales", (size_t)(t.module[2].factors - t.params), 64, 0.02f },
-			{ "down scales", (size_t)(t.module[6].factors - t.params), 64, 0.02f },
-			{ "attention norm", (size_t)(t.norm[0] - t.params), layers[layer].plan.norm[0], 0.02f },
-			{ "mlp norm", (size_t)(t.norm[1] - t.params), layers[layer].plan.norm[1], 0.02f },
+			{ "up scales", (size_t)(t.module[LIN_UP].factors - t.params), groups, 0.02f },
+			{ "up zero-points", (size_t)(t.module[LIN_UP].zeros - t.params), groups, 0.05f },
+			{ "q scales", (size_t)(t.module[LIN_Q].factors - t.params), 64, 0.02f },
+			{ "v scales", (size_t)(t.module[LIN_V].factors - t.params), 64, 0.02f },
+			{ "down scales", (size_t)(t.module[LIN_DOWN].factors - t.params), 64, 0.02f },
+			{ "attention norm", (size_t)(t.norm[NORM_ATTN] - t.params), plan->norm[NORM_ATTN], 0.02f },
+			{ "mlp norm", (size_t)(t.norm[NORM_MLP] - t.params), plan->norm[NORM_MLP], 0.02f },
 		};
-		const struct part one_scale = steepest("one scale", &parts[3], gradient);
-		const struct part one_zero = steepest("one zero-point", &parts[1], gradient);
+		const struct part alone[] = {
+			steepest("one v scale", &parts[3], gradient), steepest("one zero-point", &parts[1], gradient),
+			steepest("one down scale", &parts[4], gradient), steepest("one norm", &parts[5], gradient),
+		};
 
 		for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
 			worst = fmax(worst, slope_error(layer, &parts[i], gradient));
-		worst = fmax(worst, slope_error(layer, &one_scale, gradient));
-		worst = fmax(worst, slope_error(layer, &one_zero, gradient));
+		for (size_t i = 0; i < sizeof(alone) / sizeof(alone[0]); i++)
+			worst = fmax(worst, slope_error(layer, &alone[i], gradient));
 	}
-	assert_true(worst < 0.01);
 	mem_free(into);
 	mem_free(gradient);
+	return worst;
 }
 
 static void test_gradient_of_the_whole_model(void **unused)
 {
 	struct err err = ERR_INIT;
+	double worst = 0;
 
 	(void)unused;
 	must(distill_model_begin(&model, &err), &err);
 	for (size_t l = 0; l < inputs.layers; l++)
-		check_layer(l);
+		worst = fmax(worst, worst_of_layer(l));
+	print_message("# the worst is off by %.2g\n", worst);
+	assert_true(worst < 1e-3);
 }
 
 int main(void)

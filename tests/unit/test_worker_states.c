@@ -169,6 +169,11 @@ static void test_replies(void **state)
 		{ REQUEST_FAIL, 409, ERR_CONFLICT, VERDICT_LOST },
 		{ REQUEST_FAIL, 413, ERR_TOO_LARGE, VERDICT_REFUSED },
 		{ REQUEST_RELEASE, 404, ERR_NOT_FOUND, VERDICT_LOST },
+		{ REQUEST_CHECKPOINT, 200, ERR_NONE, VERDICT_DONE },
+		{ REQUEST_CHECKPOINT, 409, ERR_CONFLICT, VERDICT_LOST },
+		{ REQUEST_CHECKPOINT, 404, ERR_NOT_FOUND, VERDICT_REFUSED },    /* an older coordinator */
+		{ REQUEST_CHECKPOINT, 422, ERR_CORRUPT, VERDICT_REFUSED },
+		{ REQUEST_CHECKPOINT, 503, ERR_UNAVAILABLE, VERDICT_RETRY },
 		{ REQUEST_UPLOAD_BEGIN, 507, ERR_NOSPC, VERDICT_RETRY },
 		{ REQUEST_UPLOAD_BEGIN, 413, ERR_TOO_LARGE, VERDICT_REFUSED },
 		{ REQUEST_UPLOAD_PART, 404, ERR_NOT_FOUND, VERDICT_RETRY },
@@ -210,6 +215,14 @@ static void test_want_lease(void **state)
 	assert_false(decide_want_lease(&v));
 	assert_int_equal(decide_poll_again_ms(25000), 0);
 	assert_int_equal(decide_poll_again_ms(3), 1000);
+}
+
+static void test_leave(void **state)
+{
+	(void)state;
+	assert_true(decide_leave(0));
+	assert_true(decide_leave(0.9));
+	assert_false(decide_leave(0.995));
 }
 
 static void test_give_back(void **state)
@@ -387,6 +400,7 @@ int main(void)
 		cmocka_unit_test(test_heartbeats),
 		cmocka_unit_test(test_replies),
 		cmocka_unit_test(test_want_lease),
+		cmocka_unit_test(test_leave),
 		cmocka_unit_test(test_give_back),
 		cmocka_unit_test(test_stop),
 		cmocka_unit_test(test_lease),
