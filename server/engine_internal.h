@@ -204,6 +204,10 @@ int worker_of_request(struct tx *tx, const struct engine_request *r, struct work
 int lease_held(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct task_ref *t,
 	       struct job_ref *job, struct err *err);
 
+/* engine_unheard.c: takes back the leases that the worker has neither accepted nor named in `holds`, the array of task
+ * ids of its lease request; NULL (an older worker): none. */
+int leases_unheard(struct tx *tx, const struct worker_ref *w, const struct json *holds, struct err *err);
+
 /* engine_checkpoint.c */
 /* The tasks first..last are over: their checkpoints go. */
 int checkpoints_drop(struct tx *tx, int64_t first, int64_t last, struct err *err);

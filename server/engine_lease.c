@@ -139,7 +139,8 @@ int verb_lease(struct tx *tx, const struct engine_request *r, struct engine_repl
 	int found;
 
 	if (worker_of_request(tx, r, &w, &reply->err) != 0 ||
-	    read_have(r->body, have, &want.have_count, &reply->err) != 0)
+	    read_have(r->body, have, &want.have_count, &reply->err) != 0 ||
+	    leases_unheard(tx, &w, json_get(r->body, "holds"), &reply->err) != 0)
 		return -1;
 	if (w.draining)
 		return nothing_to_lease(reply, true);

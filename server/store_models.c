@@ -104,6 +104,9 @@ const struct sql_text store_sql_models[] = {
 	  "w.sees_paths, w.draining, w.registered_ms, w.last_seen_ms, w.done, w.failed, (SELECT "
 	  "count(*) FROM tasks t WHERE t.state = 3 AND t.worker = w.pk) FROM workers w WHERE w.pk < ?1 "
 	  "ORDER BY w.pk DESC LIMIT ?2" },
+	{ SQL_WORKER_UNACCEPTED,
+	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.leased_ms, j.id, j.first_task FROM tasks t "
+	  "JOIN jobs j ON j.pk = t.job WHERE t.state = 3 AND t.accepted = 0 AND t.worker = ?1 ORDER BY t.pk" },
 	{ SQL_WORKER_TASKS,
 	  "SELECT t.pk, j.id, j.first_task, t.kind, t.layer, t.progress, t.note, t.leased_ms FROM tasks "
 	  "t JOIN jobs j ON j.pk = t.job WHERE t.state = 3 AND t.worker = ?1 ORDER BY t.pk" },

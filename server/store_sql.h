@@ -141,6 +141,7 @@ enum sql {
 	SQL_WORKER_DRAIN,           /* (id subject (NULL: any)) */
 	SQL_WORKER_GET,             /* (id) -> the columns of read_row() */
 	SQL_WORKER_LIST,            /* (below limit) -> the same */
+	SQL_WORKER_UNACCEPTED,      /* (worker) -> pk job kind epoch attempts leased_ms job_id first_task */
 	SQL_WORKER_TASKS,           /* (worker) -> pk job_id first_task kind layer progress note leased_ms */
 	SQL_WORKER_COUNTS,          /* (live_since) -> lost draining busy idle */
 	SQL_WORKER_MOST_MEMORY,     /* (live_since) -> bytes */

@@ -249,8 +249,8 @@ static void lease_done(void *ctx, const struct client_reply *reply)
 
 static struct client_call *send_lease(struct agent *a)
 {
-	const char *have[HAVE_MAX];
-	size_t count = 0;
+	const char *have[HAVE_MAX], *holds[WIRE_HOLDS_MAX];
+	size_t count = 0, held = 0;
 	char *body;
 	struct client_request rq = {
 		.method = "POST", .path = "/v1/leases", .wait_s = LEASE_WAIT_S, .limit = CLIENT_LEASE_LIMIT,
@@ -259,7 +259,10 @@ static struct client_call *send_lease(struct agent *a)
 	struct client_call *call;
 
 	cache_recent(a->cache, have, HAVE_MAX, &count);
-	rq.json = body = wire_lease_request(a->worker, have, count);
+	for (const struct hold *h = a->holds; h; h = h->next, held++)
+		if (held < WIRE_HOLDS_MAX)
+			holds[held] = h->task;
+	rq.json = body = wire_lease_request(a->worker, have, count, holds, held);
 	a->asked_ms = now_ms(a);
 	call = body ? client_send(a->client, &rq) : NULL;
 	mem_free(body);

@@ -149,18 +149,26 @@ char *wire_parse_worker(const char *text, size_t len, struct err *err)
 	return copy;
 }
 
-char *wire_lease_request(const char *worker, const char *const *have, size_t count)
+static struct json *strings(const char *const *text, size_t count)
 {
-	struct json *o = json_new_object(), *list = json_new_array();
-	bool ok = list != NULL;
+	struct json *list = json_new_array();
 
-	for (size_t i = 0; ok && i < count; i++)
-		ok = json_push(list, json_new_string(have[i])) == 0;
-	ok = ok && o && json_set_string(o, "worker", worker) == 0;
-	if (!ok)
-		json_free(list);
-	else
-		ok = json_set(o, "have", list) == 0;
+	for (size_t i = 0; list && i < count; i++)
+		if (json_push(list, json_new_string(text[i])) != 0) {
+			json_free(list);
+			return NULL;
+		}
+	return list;
+}
+
+char *wire_lease_request(const char *worker, const char *const *have, size_t count, const char *const *holds,
+			 size_t holds_count)
+{
+	struct json *o = json_new_object();
+	bool ok = o && json_set_string(o, "worker", worker) == 0 && json_set(o, "have", strings(have, count)) == 0;
+
+	if (ok && holds_count <= WIRE_HOLDS_MAX)
+		ok = json_set(o, "holds", strings(holds, holds_count)) == 0;
 	return finish(o, ok);
 }
 

@@ -44,7 +44,10 @@ struct wire_worker {
 char *wire_register(const struct wire_worker *worker);
 /* The "worker" of a registration's reply, checked; NULL with err. Free with mem_free(). */
 char *wire_parse_worker(const char *text, size_t len, struct err *err);
-char *wire_lease_request(const char *worker, const char *const *have, size_t count);
+/* `holds`: the task ids the worker holds; more than WIRE_HOLDS_MAX are left out, and with them the field. */
+enum { WIRE_HOLDS_MAX = 64 };
+char *wire_lease_request(const char *worker, const char *const *have, size_t count, const char *const *holds,
+			 size_t holds_count);
 char *wire_heartbeat(const char *worker, int64_t epoch, double progress, const char *note);
 /* `complete` as in the spool: outputs, result, stats. */
 char *wire_complete(const char *worker, int64_t epoch, const struct json *complete);

@@ -71,6 +71,41 @@ static void an_unaccepted_lease_goes_back_uncounted(void **state)
 	play_close(&c);
 }
 
+/* The reply with the lease was lost: the worker asks again, and does not name the task. */
+static void a_lease_that_never_arrived_goes_back_at_once(void **state)
+{
+	struct play_lease l, other, third;
+	struct json *again;
+
+	(void)state;
+	start("unheard");
+	assert_true(play_lease(&c, one, &l));
+	assert_true(play_lease(&c, two, &other));
+	again = play_call(&c, VERB_LEASE, "", 200, "{'worker':'%s','holds':[]}", one);
+	assert_string_equal(json_get_string(again, "task", ""), l.task);
+	assert_int_equal(json_get_int(again, "epoch", 0), 2);
+	assert_int_equal(task_field(l.task, "attempts"), 0);
+	json_free(again);
+	assert_int_equal(task_field(other.task, "epoch"), 1); /* another worker's */
+
+	/* Asked for without the field, named, or accepted: it stays. */
+	l.epoch = 2;
+	assert_true(play_lease(&c, one, &third));
+	assert_int_equal(task_field(l.task, "epoch"), 2);
+	again = play_call(&c, VERB_LEASE, "", 200, "{'worker':'%s','holds':['%s']}", one, l.task);
+	assert_string_equal(json_get_string(again, "task", ""), third.task);
+	json_free(again);
+	play_heartbeat(&c, &l, 0.1, 200);
+	json_free(play_call(&c, VERB_LEASE, "", 200, "{'worker':'%s','holds':[]}", one));
+	assert_int_equal(task_field(l.task, "epoch"), 2);
+	play_complete(&c, &l, 200);
+	play_refused(&c, VERB_LEASE, "", ERR_INVALID, "{'worker':'%s','holds':[7]}", one);
+	play_lease_drop(&l);
+	play_lease_drop(&other);
+	play_lease_drop(&third);
+	play_close(&c);
+}
+
 static void heartbeats_keep_a_lease_for_hours(void **state)
 {
 	struct play_lease l;
@@ -450,6 +485,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_unaccepted_lease_goes_back_uncounted),
+		cmocka_unit_test(a_lease_that_never_arrived_goes_back_at_once),
 		cmocka_unit_test(heartbeats_keep_a_lease_for_hours),
 		cmocka_unit_test(a_silent_holder_loses_the_task),
 		cmocka_unit_test(a_restart_gives_a_fresh_deadline),

@@ -376,7 +376,9 @@ static void test_bodies(void **state)
 	struct json *complete = json_parse(content, strlen(content), NULL);
 
 	(void)state;
-	check_text(wire_lease_request("w_1", have, 2), "{\"worker\":\"w_1\",\"have\":[\"aa\",\"bb\"]}");
+	check_text(wire_lease_request("w_1", have, 2, have, 1),
+		   "{\"worker\":\"w_1\",\"have\":[\"aa\",\"bb\"],\"holds\":[\"aa\"]}");
+	check_text(wire_lease_request("w_1", have, 0, have, WIRE_HOLDS_MAX + 1), "{\"worker\":\"w_1\",\"have\":[]}");
 	check_text(wire_heartbeat("w_1", 2, 0.5, "half"),
 		   "{\"worker\":\"w_1\",\"epoch\":2,\"progress\":0.5,\"note\":\"half\"}");
 	check_text(wire_fail("w_1", 2, &why, "last"),
