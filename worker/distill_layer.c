@@ -53,8 +53,7 @@ static int plan_grid(struct tuned_module *m, const struct layer_blob *b, const c
 
 	if (read_settings(b, module, &s, err) != 0 || layer_blob_module(b, module, &packed, err) != 0)
 		return -1;
-	m->grid = (struct grid){ .bits = s.bits, .group = s.group_size < 0 ? m->cols : (size_t)s.group_size,
-				 .integer_zero = s.zero_point == ZERO_INTEGER, .symmetric = s.symmetric };
+	m->grid = grid_of_settings(&s, m->cols);
 	if (packed.bits != s.bits || packed.rows != m->rows || packed.cols != m->cols ||
 	    packed.groups * m->grid.group != m->cols)
 		return err_set(err, ERR_CORRUPT, "%s: %s does not have the shape that this model and its settings give "

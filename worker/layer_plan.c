@@ -106,12 +106,16 @@ size_t layer_plan_group(const struct layer_plan *p, int lin)
 	return group < 0 ? p->shape[lin].cols : (size_t)group;
 }
 
+struct grid grid_of_settings(const struct module_settings *s, size_t cols)
+{
+	return (struct grid){ .bits = s->bits, .group = s->group_size < 0 ? cols : (size_t)s->group_size,
+			      .integer_zero = s->zero_point == ZERO_INTEGER, .symmetric = s->symmetric,
+			      .zero_parts = s->zero_parts, .half = true };
+}
+
 struct grid layer_plan_grid(const struct layer_plan *p, int lin)
 {
-	const struct module_settings *s = &p->settings[lin];
-
-	return (struct grid){ .bits = s->bits, .group = layer_plan_group(p, lin),
-			      .integer_zero = s->zero_point == ZERO_INTEGER, .symmetric = s->symmetric };
+	return grid_of_settings(&p->settings[lin], p->shape[lin].cols);
 }
 
 double layer_plan_bits_per_weight(const struct layer_plan *p, int lin)

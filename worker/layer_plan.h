@@ -22,6 +22,8 @@ struct layer_plan {
 
 int layer_plan_parse(struct layer_plan *p, const struct json *spec, const struct model_config *config,
 		     struct err *err);
+/* The grid that settings ask for, of a module of `cols` columns. */
+struct grid grid_of_settings(const struct module_settings *s, size_t cols);
 /* Columns of a group of module `lin`, and its grid. */
 size_t layer_plan_group(const struct layer_plan *p, int lin);
 struct grid layer_plan_grid(const struct layer_plan *p, int lin);

@@ -55,6 +55,7 @@ static int add_numbers(const struct layer_job *job, int lin, struct json *row)
 	    json_set_int(row, "bits", p->settings[lin].bits) != 0 ||
 	    json_set_int(row, "group_size", p->settings[lin].group_size) != 0 ||
 	    json_set_number(row, "init_objective", r->init_objective) != 0 ||
+	    json_set_number(row, "loss_exact", r->loss_exact) != 0 ||
 	    json_set_number(row, "loss_nearest", r->loss_nearest) != 0 ||
 	    json_set_number(row, "loss_rounded", r->loss_rounded) != 0 ||
 	    json_set_int(row, "refine_rounds", r->refine_rounds) != 0 ||

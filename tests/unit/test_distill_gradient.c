@@ -42,6 +42,8 @@ static void plan_layers(struct err *err)
 		snprintf(name, sizeof(name), "layer-%zu", l);
 		must(distill_layer_plan(&layers[l], &ck.config, l, task_input_path(&env, name), true, err), err);
 		floats[l] = layers[l].floats;
+		for (int m = 0; m < TUNED_MODULES; m++)
+			layers[l].plan.module[m].grid.half = false; /* halves are a staircase: differences need a slope */
 	}
 }
 
@@ -53,7 +55,7 @@ static int open_all(void **unused)
 		.settings = "\"bits\":3,\"group_size\":64,\"method\":\"minmax\",\"zero_point\":\"float\","
 			    "\"symmetric\":false,\"rounding\":\"nearest\"",
 	};
-	const struct distill_sizes sizes = { .batch = 2, .probe = 1, .weight_hidden = 1 };
+	const struct distill_sizes sizes = { .batch = 2, .probe = 1, .weight_hidden = 1, .head_bits = 16 };
 	struct distill_owner owner = { .identity = "x", .backend = "ref", .exact = "ref", .floats = floats };
 	struct backend_options one = { .threads = 1 };
 	struct err err = ERR_INIT;
@@ -69,7 +71,7 @@ static int open_all(void **unused)
 	must(checkpoint_open(&ck, inputs.model, NULL, &err), &err);
 	plan_layers(&err);
 	must(distill_feed_open(&feed, &env, &ck.config, SEQUENCES, &err), &err);
-	must(distill_feed_embed(&feed, &env, &ck, "embedded", &err), &err);
+	must(distill_feed_embed(&feed, &env, &ck, 16, "embedded", &err), &err);
 	must(distill_state_open(&state, "state", &owner, &found, &err), &err);
 	must(distill_model_init(&model, backend, &ck, layers, &feed, &state, &sizes, &err), &err);
 	return 0;

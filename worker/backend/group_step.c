@@ -8,11 +8,14 @@
 #include <float.h>
 #include <math.h>
 
+#include "worker/backend/grid_snap.h"
+
 /* Below this share of its terms the determinant is rounding noise. */
 static const double singular = 1e-9;
 
 /* The best so far of one group. */
 struct choice {
+	const struct grid *grid;
 	const struct group_sums *sums;
 	double s0, t0;          /* where it stands */
 	double gain;
@@ -30,9 +33,11 @@ static double gain_of(const struct choice *c, double s, double z)
 
 static void consider(struct choice *c, double scale, double zero)
 {
-	const float s = (float)scale, z = (float)zero;
+	float s = (float)scale, z = (float)zero;
 	double gain;
 
+	if (s >= FLT_MIN && isfinite(s) && isfinite(z))
+		grid_snap(c->grid, &s, &z);
 	if (!(s >= FLT_MIN) || !isfinite(s) || !isfinite(z))
 		return;
 	gain = gain_of(c, s, z);
@@ -67,40 +72,56 @@ static bool solve(const struct choice *c, double *s, double *t)
 	return *s >= FLT_MIN && isfinite(*s) && isfinite(*t);
 }
 
-/* Real z: the optimum, or a shift where there is none. */
+/* The best position for a given s. */
+static void consider_scale(struct choice *c, double s)
+{
+	const struct group_sums *m = c->sums;
+
+	if (m->oo > 0)
+		consider(c, s, -(c->t0 + (m->r1 - (s - c->s0) * m->q1) / m->oo) / s);
+}
+
+/* Real z: the optimum, its position chosen once more for s as stored; or a shift where there is none. */
 static void consider_line(struct choice *c)
 {
 	double s, t;
 
-	if (solve(c, &s, &t))
+	if (solve(c, &s, &t)) {
+		float stored = (float)s, zero = (float)(-t / s);
+
 		consider(c, s, -t / (float)s);
-	else if (c->sums->oo > 0)
-		consider(c, c->s0, -(c->t0 + c->sums->r1 / c->sums->oo) / c->s0);
+		if (!c->grid->half || !isfinite(zero))
+			return;
+		grid_snap(c->grid, &stored, &zero);
+		consider_scale(c, stored);
+	} else {
+		consider_scale(c, c->s0);
+	}
 }
 
-/* Integer z: loss falls towards the real optimum from both sides, so one of its neighbours is best. */
-static void consider_integers(struct choice *c, double top)
+/* z in steps of 1/n: loss falls towards the real optimum from both sides, so one of its neighbours is best. */
+static void consider_steps(struct choice *c, double parts)
 {
 	double s, t;
 
 	if (!solve(c, &s, &t))
 		return;
-	consider_zero(c, fmin(fmax(floor(-t / s), 0), top));
-	consider_zero(c, fmin(fmax(ceil(-t / s), 0), top));
+	consider_zero(c, grid_zero(c->grid, floor(-t / s * parts) / parts));
+	consider_zero(c, grid_zero(c->grid, ceil(-t / s * parts) / parts));
 }
 
 double group_step(const struct grid *grid, const struct group_sums *sums, double least, float *s,
 		  float *z)
 {
-	struct choice c = { .sums = sums, .s0 = *s, .t0 = -(double)*s * *z, .gain = least, .s = *s,
+	struct choice c = { .grid = grid, .sums = sums, .s0 = *s, .t0 = -(double)*s * *z, .gain = least, .s = *s,
 			    .z = *z };
 
-	if (grid->symmetric || grid->integer_zero)
+	if (grid_binds_zero(grid))
 		consider_zero(&c, *z);
 	else
 		consider_line(&c);
-	if (grid->integer_zero && !grid->symmetric)
-		consider_integers(&c, (1 << grid->bits) - 1);
+	if (grid_binds_zero(grid) && !grid->symmetric)
+		consider_steps(&c, grid->integer_zero ? 1 : grid->zero_parts);
 	if (!(c.gain > least))
 		return 0;
 	*s = c.s;

@@ -13,7 +13,9 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "worker/backend/grid_snap.h"
 #include "worker/quant/refine.h"
+#include "worker/quant/start.h"
 
 /* Scales tried, relative to the fitted ones. */
 static const float trials[] = { 1, 0.98f, 1.02f, 1.04f };
@@ -48,23 +50,6 @@ static int allocate(struct quant_result *out, size_t rows, size_t cols, size_t g
 	if (!out->codes || !out->scales || !out->zeros)
 		return err_set_nomem(err, "codes and scales of a module");
 	return 0;
-}
-
-static int fit(struct quant_result *out, struct backend *be, const struct quant_site *site,
-	       const struct quant_options *options, const float *w, size_t rows, struct err *err)
-{
-	const size_t count = rows * (site->cols / options->grid.group);
-	double *objective = mem_alloc(count, sizeof(*objective));
-	int rc;
-
-	if (!objective)
-		return err_set_nomem(err, "the objective of each group");
-	rc = be->ops->fit_groups(be, options->method, &options->grid, w, rows, site->cols,
-				 site->diag, out->scales, out->zeros, objective, err);
-	for (size_t i = 0; i < count && rc == 0; i++)
-		out->init_objective += objective[i];
-	mem_free(objective);
-	return rc;
 }
 
 /* One way to round every row: scales, codes and the loss of each row. */
@@ -103,8 +88,8 @@ static void stretch(struct attempt *a, const struct quant_result *fitted, const 
 		const float z = fitted->zeros[i];
 
 		a->scales[i] = fminf(fitted->scales[i] * factor, FLT_MAX);
-		a->zeros[i] = grid->integer_zero || grid->symmetric || factor == 1
-			? z : middle - (middle - z) / factor;
+		a->zeros[i] = grid_binds_zero(grid) || factor == 1 ? z : middle - (middle - z) / factor;
+		grid_snap(grid, &a->scales[i], &a->zeros[i]);
 	}
 }
 
@@ -180,11 +165,7 @@ int quant_module(struct quant_result *out, struct backend *be, const struct quan
 	if (check_options(site, options, err) != 0)
 		return -1;
 	if (allocate(out, rows, site->cols, site->cols / grid->group, err) != 0 ||
-	    fit(out, be, site, options, w, rows, err) != 0 ||
-	    be->ops->round_nearest(be, grid, w, rows, site->cols, out->scales, out->zeros,
-				   out->codes, err) != 0 ||
-	    be->ops->proxy_loss(be, grid, w, rows, site->cols, site->h, site->damp, out->codes,
-				out->scales, out->zeros, &out->loss_nearest, &out->energy, err) != 0)
+	    quant_start(out, be, site, options, w, rows, err) != 0)
 		goto fail;
 	out->loss = out->loss_nearest;
 	if (options->ldlq && round_with_feedback(out, be, site, options, w, rows, err) != 0)

@@ -37,7 +37,8 @@ struct quant_result {
 	uint8_t *codes;         /* (N,K) */
 	float *scales, *zeros;  /* (N,G) */
 	double init_objective;  /* sum over groups after initialization, before rounding tries others */
-	double loss_nearest;    /* proxy loss with nearest codes (before error feedback) */
+	double loss_exact;      /* proxy loss with nearest codes and (s, z) not yet snapped to what the grid stores */
+	double loss_nearest;    /* the same with (s, z) as stored: what storing them costs before anything makes up for it */
 	double loss_rounded;    /* proxy loss after rounding, before refinement */
 	double loss;            /* proxy loss trace(E H E^T) of the result; never above loss_rounded */
 	int refine_rounds;      /* rounds done: fewer than asked for when one won next to nothing */

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "worker/backend/grid_snap.h"
 #include "worker/quant/tuned_parts.h"
 
 static const float FACTOR_MIN = 0.01f;
@@ -20,6 +21,23 @@ static void give_weights(const struct tuned *t, const float *const of[TUNED_MODU
 	};
 }
 
+/* The module's scales and zero-points as they would be stored, in the scratch behind all values. Training steps the
+ * exact ones and computes with these: straight through, as with codes. */
+struct stored { const float *scales, *zeros; };
+
+static struct stored stored_of(const struct tuned *t, int module)
+{
+	const struct tuned_module *m = &t->plan.module[module];
+	const size_t groups = tuned_groups(m);
+	float *scales = t->scratch.values + tuned_runs(&t->plan).cells, *zeros = scales + groups;
+
+	memcpy(scales, t->module[module].scales, groups * sizeof(*scales));
+	memcpy(zeros, t->module[module].zeros, groups * sizeof(*zeros));
+	if (m->grid.half)
+		grid_snap_all(&m->grid, scales, zeros, groups);
+	return (struct stored){ scales, zeros };
+}
+
 int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
 {
 	const float *of[TUNED_MODULES];
@@ -27,11 +45,14 @@ int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
 
 	for (int i = 0; i < TUNED_MODULES; i++) {
 		const struct tuned_module *m = &t->plan.module[i];
+		struct stored stored;
 
 		of[i] = m->quantized ? at : t->constant[i];
-		if (m->quantized &&
-		    t->be->ops->grid_values(t->be, &m->grid, t->module[i].latents, m->rows, m->cols,
-					    t->module[i].scales, t->module[i].zeros, at, err) != 0)
+		if (!m->quantized)
+			continue;
+		stored = stored_of(t, i);
+		if (t->be->ops->grid_values(t->be, &m->grid, t->module[i].latents, m->rows, m->cols, stored.scales,
+					    stored.zeros, at, err) != 0)
 			return -1;
 		at += tuned_cells(m);
 	}
@@ -68,12 +89,13 @@ static int grid_step(struct tuned *t, const struct tuned_runs *r, struct err *er
 		const struct tuned_module *m = &t->plan.module[i];
 		const size_t groups = tuned_groups(m);
 		const bool zeros = tuned_trains_zeros(m);
+		struct stored stored;
 
 		if (!m->quantized)
 			continue;
+		stored = stored_of(t, i);
 		if (t->be->ops->grid_gradients(t->be, &m->grid, t->module[i].latents, m->rows, m->cols,
-					       t->module[i].scales, t->module[i].zeros, dw, df,
-					       zeros ? dz : NULL, t->plan.train_codes ? dw : NULL, err) != 0)
+					       stored.scales, stored.zeros, dw, df, zeros ? dz : NULL, t->plan.train_codes ? dw : NULL, err) != 0)
 			return -1;
 		for (size_t g = 0; g < groups; g++)
 			df[g] *= t->module[i].base[g];
@@ -133,6 +155,8 @@ void tuned_result(const struct tuned *t, int module, uint8_t *codes, float *scal
 		codes[i] = (uint8_t)fminf(fmaxf(nearbyintf(t->module[module].latents[i]), 0), top);
 	memcpy(scales, t->module[module].scales, tuned_groups(m) * sizeof(*scales));
 	memcpy(zeros, t->module[module].zeros, tuned_groups(m) * sizeof(*zeros));
+	if (m->grid.half)
+		grid_snap_all(&m->grid, scales, zeros, tuned_groups(m));
 }
 
 void tuned_set_params(struct tuned *t, const float *params)

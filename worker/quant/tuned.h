@@ -35,7 +35,7 @@ struct tuned_rates { float code, scale, zero, norm; };
 
 /* Dense arrays that one block needs while it is at work; shared by all blocks of a model. */
 struct tuned_scratch {
-	float *values;          /* dequantized weights of the quantized modules, one after the other */
+	float *values;          /* dequantized weights of the quantized modules, then (s, z) as stored of one */
 	float *grads;           /* gradients of every trained tensor */
 };
 

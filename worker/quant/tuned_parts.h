@@ -11,6 +11,7 @@ struct tuned_runs { size_t cells, groups, zeros, fixed_zeros, dense; };
 struct tuned_runs tuned_runs(const struct tuned_plan *plan);
 size_t tuned_cells(const struct tuned_module *m);       /* 0 for a skipped module */
 size_t tuned_groups(const struct tuned_module *m);
+size_t tuned_groups_most(const struct tuned_plan *plan); /* of one module */
 bool tuned_trains_zeros(const struct tuned_module *m);
 /* The next n floats of a run. */
 float *tuned_take(float **at, size_t n);

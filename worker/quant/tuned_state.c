@@ -13,12 +13,13 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "worker/backend/grid_snap.h"
 
 static const float LATENT_PULL = 0.5f, LATENT_REACH = 0.49f;
 
 bool tuned_trains_zeros(const struct tuned_module *m)
 {
-	return m->quantized && !m->grid.integer_zero && !m->grid.symmetric;
+	return m->quantized && !grid_binds_zero(&m->grid);
 }
 
 size_t tuned_cells(const struct tuned_module *m)
@@ -29,6 +30,16 @@ size_t tuned_cells(const struct tuned_module *m)
 size_t tuned_groups(const struct tuned_module *m)
 {
 	return m->quantized ? m->rows * (m->cols / m->grid.group) : 0;
+}
+
+size_t tuned_groups_most(const struct tuned_plan *plan)
+{
+	size_t most = 0;
+
+	for (int i = 0; i < TUNED_MODULES; i++)
+		if (tuned_groups(&plan->module[i]) > most)
+			most = tuned_groups(&plan->module[i]);
+	return most;
 }
 
 float *tuned_take(float **at, size_t n)
@@ -108,7 +119,7 @@ int tuned_sizes(const struct tuned_plan *plan, size_t *state, size_t *values, si
 		return err_set(err, ERR_TOO_LARGE, "the training state of one block does not fit into memory");
 	r = tuned_runs(plan);
 	*state = state_of(plan, &r);
-	*values = r.cells;
+	*values = r.cells + 2 * tuned_groups_most(plan);
 	*grads = r.cells + r.groups + r.zeros + r.dense;
 	return 0;
 }
