@@ -201,8 +201,8 @@ static double head_seconds(struct setup *s, struct backend *be, size_t rows, str
 
 		multiply_squares(rival);
 		start = now_s();
-		if (be->ops->head_kl_tile(be, s->x, s->x + hidden, rows, hidden, w, HEAD_IDS, &state, &state,
-					  kl, dx, &err) != 0)
+		if (be->ops->head_kl_tile(be, s->x, s->x + hidden, rows, hidden, w, w, HEAD_IDS, &state,
+					  &state, kl, dx, &err) != 0)
 			fail(err.text);
 		best = fmin(best, now_s() - start);
 	}

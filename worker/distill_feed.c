@@ -79,17 +79,17 @@ int distill_feed_open(struct distill_feed *d, const struct task_env *env, const 
 
 /* --- embedding ------------------------------------------------------------------------------------ */
 
-static int embed_piece(struct distill_feed *d, struct checkpoint *ck, struct tensor_file *tokens, size_t first,
+static int embed_piece(struct distill_feed *d, struct checkpoint *ck, int bits, struct tensor_file *tokens, size_t first,
 		       size_t count, int32_t *ids, float *rows, struct err *err)
 {
 	if (tokens_file_read(tokens, first, count, ids, err) != 0 ||
-	    embed_tokens(ck, ids, count * d->seq_len, rows, err) != 0)
+	    embed_tokens(ck, bits, ids, count * d->seq_len, rows, err) != 0)
 		return -1;
 	return hidden_file_write(&d->embedded, first, count, rows, err);
 }
 
-int distill_feed_embed(struct distill_feed *d, const struct task_env *env, struct checkpoint *ck, const char *path,
-		       struct err *err)
+int distill_feed_embed(struct distill_feed *d, const struct task_env *env, struct checkpoint *ck, int bits,
+		       const char *path, struct err *err)
 {
 	const size_t most = d->sequences < EMBED_SEQUENCES ? d->sequences : EMBED_SEQUENCES;
 	struct tensor_file tokens = TENSOR_FILE_CLOSED;
@@ -111,7 +111,7 @@ int distill_feed_embed(struct distill_feed *d, const struct task_env *env, struc
 
 		rc = task_step(env, 0, "embedding the calibration tokens", err);
 		if (rc == 0)
-			rc = embed_piece(d, ck, &tokens, first, count, ids, rows, err);
+			rc = embed_piece(d, ck, bits, &tokens, first, count, ids, rows, err);
 	}
 	tensor_file_close(&tokens);
 	mem_free(ids);

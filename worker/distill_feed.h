@@ -22,9 +22,9 @@ struct distill_feed {
 /* Reads the headers of `tokens` and of the targets: shapes, and that there are `sequences`. */
 int distill_feed_open(struct distill_feed *d, const struct task_env *env, const struct model_config *config,
 		      size_t sequences, struct err *err);
-/* Writes the embeddings to `path`; before any read. */
-int distill_feed_embed(struct distill_feed *d, const struct task_env *env, struct checkpoint *ck, const char *path,
-		       struct err *err);
+/* Writes the embeddings, of a table of `bits` (worker/model/table.h), to `path`; before any read. */
+int distill_feed_embed(struct distill_feed *d, const struct task_env *env, struct checkpoint *ck, int bits,
+		       const char *path, struct err *err);
 void distill_feed_close(struct distill_feed *d);
 
 /* (seq_len, hidden) of one sequence. */

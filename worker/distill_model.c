@@ -54,7 +54,7 @@ int distill_model_init(struct distill_model *m, struct backend *be, struct check
 		return err_set(err, ERR_TOO_LARGE, "a sequence of %zu tokens does not fit into memory", feed->seq_len);
 	if (alloc_layer(m, err) == 0 && alloc_hidden(m, err) == 0 &&
 	    rope_init(&m->rope, &ck->config, feed->seq_len, err) == 0 &&
-	    head_kl_init(&m->head, be, ck, m->batch, feed->seq_len, HEAD_KL_HELD_BYTES, err) == 0)
+	    head_kl_init(&m->head, be, ck, sizes->head_bits, m->batch, feed->seq_len, HEAD_KL_HELD_BYTES, err) == 0)
 		return 0;
 	distill_model_deinit(m);
 	return -1;

@@ -34,7 +34,7 @@ struct distill_model {
 	void *tick_ctx;
 };
 
-struct distill_sizes { size_t batch, probe; double weight_hidden; };
+struct distill_sizes { size_t batch, probe; double weight_hidden; int head_bits; /* table.h */ };
 
 /* After distill_feed_open(); everything is borrowed. */
 int distill_model_init(struct distill_model *m, struct backend *be, struct checkpoint *ck,

@@ -35,7 +35,8 @@ int distill_plan_read(struct distill_plan *p, const struct json *spec, struct er
 	    json_require_int(spec, "batch", 1, BATCH_MAX, &p->batch, err) != 0 ||
 	    json_require_int(spec, "seed", 0, (int64_t)1 << 53, &p->seed, err) != 0 ||
 	    (json_get(spec, "checkpoint_percent") &&
-	     json_require_int(spec, "checkpoint_percent", 1, 100, &p->percent, err) != 0))
+	     json_require_int(spec, "checkpoint_percent", 1, 100, &p->percent, err) != 0) ||
+	    table_bits_read(&p->tables, spec, err) != 0)
 		return -1;
 	if (!(p->weight_hidden >= 0 && p->weight_hidden <= WEIGHT_MAX))
 		return err_set(err, ERR_INVALID, "\"weight_hidden\" is %g; it must be 0 to %d", p->weight_hidden,

@@ -8,6 +8,7 @@
 #define QUARRY_WORKER_DISTILL_RUN_H
 
 #include "worker/distill_model.h"
+#include "worker/table_bits.h"
 #include "worker/task.h"
 
 /* The spec of the task. */
@@ -18,6 +19,7 @@ struct distill_plan {
 	bool train_codes;
 	double weight_hidden;
 	struct tuned_rates rates;
+	struct table_bits tables;       /* what the student computes with; the targets are the original's */
 	int64_t per_epoch, steps;       /* steps */
 };
 int distill_plan_read(struct distill_plan *p, const struct json *spec, struct err *err);

@@ -135,7 +135,8 @@ static int open_state(struct distill_job *job, struct err *err)
 static int embed(struct distill_job *job, struct err *err)
 {
 	char *path = path_join(job->scratch, "embedded");
-	int rc = path ? distill_feed_embed(&job->feed, job->env, &job->ck, path, err) : err_set_nomem(err, "a path");
+	int rc = path ? distill_feed_embed(&job->feed, job->env, &job->ck, job->plan.tables.embeddings, path, err)
+		      : err_set_nomem(err, "a path");
 
 	if (path)
 		unlink(path); /* its descriptor stays; nobody needs to tidy up */
@@ -147,6 +148,7 @@ static int open_model(struct distill_job *job, struct err *err)
 {
 	const size_t sequences = (size_t)job->plan.sequences;
 	const struct distill_sizes sizes = {
+		.head_bits = job->plan.tables.lm_head,
 		.batch = (size_t)job->plan.batch, .weight_hidden = job->plan.weight_hidden,
 		.probe = sequences < PROBE_SEQUENCES ? sequences : PROBE_SEQUENCES,
 	};

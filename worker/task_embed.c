@@ -3,6 +3,7 @@
 #include "common/checkpoint.h"
 #include "worker/forward.h"
 #include "worker/model/embed.h"
+#include "worker/model/table.h"
 #include "worker/task_kinds.h"
 #include "worker/tensor_file.h"
 
@@ -21,7 +22,7 @@ static int embed_rows(struct checkpoint *ck, const int32_t *ids, size_t count, s
 	for (size_t first = 0; rc == 0 && first < count; first += piece) {
 		size_t now = count - first < piece ? count - first : piece;
 
-		rc = embed_tokens(ck, ids + first * seq_len, now * seq_len, rows, err);
+		rc = embed_tokens(ck, TABLE_UNTOUCHED, ids + first * seq_len, now * seq_len, rows, err);
 		if (rc == 0)
 			rc = hidden_file_write(&out, first, now, rows, err);
 	}

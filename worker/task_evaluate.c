@@ -14,6 +14,7 @@
 #include "worker/forward.h"
 #include "worker/model/embed.h"
 #include "worker/model/head.h"
+#include "worker/table_bits.h"
 #include "worker/task_kinds.h"
 
 static const char head_key[] = "head"; /* metadata of `hidden`: head_digest() of the model that made it */
@@ -22,6 +23,7 @@ struct evaluation {
 	struct layer_forward forward;
 	struct task_env *env;
 	bool quantized, keep_hidden;
+	struct table_bits tables;       /* of this model; the reference's are the source's */
 	struct tensor_file reference;   /* closed when there is none */
 	char head[DIGEST_HEX];          /* of this model; set when hidden states come or go */
 	size_t seq_len, first, count;   /* windows [first, first + count) */
@@ -148,8 +150,8 @@ static int compare(struct evaluation *e, const int32_t *targets, double *nll, do
 	if (!reference)
 		return err_set_nomem(err, "hidden states of the reference");
 	if (hidden_file_read(&e->reference, 0, e->count, reference, err) == 0)
-		rc = head_compare(e->forward.backend, &e->forward.ck, e->rows, reference, targets, tokens,
-				  nll, kl, same_top, err);
+		rc = head_compare(e->forward.backend, &e->forward.ck, e->tables.lm_head, e->rows, reference, targets,
+				  tokens, nll, kl, same_top, err);
 	mem_free(reference);
 	return rc;
 }
@@ -170,7 +172,8 @@ static int score(struct evaluation *e, struct err *err)
 	if (e->reference.path)
 		rc = compare(e, targets, nll, kl, same_top, err);
 	else
-		rc = head_nll(e->forward.backend, &e->forward.ck, e->rows, targets, tokens, nll, NULL, err);
+		rc = head_nll(e->forward.backend, &e->forward.ck, e->tables.lm_head, e->rows, targets, tokens, nll, NULL,
+			      err);
 	for (size_t i = 0; rc == 0 && i < tokens; i++) {
 		e->nll += nll[i];
 		e->kl += kl[i];
@@ -195,7 +198,8 @@ static int evaluate(struct evaluation *e, struct err *err)
 	if (!e->rows)
 		return err_set_nomem(err, "hidden states");
 	if (e->count > 0 &&
-	    (embed_tokens(&e->forward.ck, e->ids, tokens, e->rows, err) != 0 || run_layers(e, err) != 0))
+	    (embed_tokens(&e->forward.ck, e->tables.embeddings, e->ids, tokens, e->rows, err) != 0 ||
+	     run_layers(e, err) != 0))
 		return -1;
 	if ((e->keep_hidden && write_hidden(e, err) != 0) ||
 	    task_step(e->env, (double)layers / (double)(layers + 1), "scoring predictions", err) != 0)
@@ -232,7 +236,8 @@ int task_evaluate(const struct json *spec, struct task_env *env, struct json **r
 	const char *model;
 	int rc = -1;
 
-	if (json_require_string(spec, "model", &model, err) != 0 || read_windows(&e, spec, err) != 0)
+	if (json_require_string(spec, "model", &model, err) != 0 || table_bits_read(&e.tables, spec, err) != 0 ||
+	    read_windows(&e, spec, err) != 0)
 		goto out;
 	e.quantized = model[0] == 'q';
 	e.keep_hidden = json_get_bool(spec, "keep_hidden", false);

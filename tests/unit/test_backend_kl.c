@@ -30,7 +30,7 @@ static void same_bytes(const char *what, const void *a, const void *b, size_t by
 
 struct kl_case {
 	size_t rows, hidden, vocab, tile;
-	float *x, *x_ref, *w;
+	float *x, *x_ref, *w, *w_ref;
 	int32_t *targets;
 };
 
@@ -63,6 +63,9 @@ static void kl_case_init(struct kl_case *c)
 	c->x = case_random(c->rows * c->hidden, 2, c->rows);
 	c->x_ref = case_random(c->rows * c->hidden, 1, c->rows + 1);
 	c->w = case_random(c->vocab * c->hidden, spread, c->vocab);
+	c->w_ref = case_random(c->vocab * c->hidden, spread / 20, c->vocab + 1); /* the reference's table: another one */
+	for (size_t i = 0; i < c->vocab * c->hidden; i++)
+		c->w_ref[i] += c->w[i];
 	c->targets = case_random_ids(c->rows, (int32_t)c->vocab, 4);
 	for (size_t i = 0; i < c->rows * c->hidden; i++)
 		c->x_ref[i] += c->x[i];
@@ -73,15 +76,17 @@ static void kl_case_deinit(struct kl_case *c)
 	free(c->x);
 	free(c->x_ref);
 	free(c->w);
+	free(c->w_ref);
 	free(c->targets);
 }
 
-static void fold_all(const struct kl_case *c, struct backend *be, const float *x, struct head_state *state)
+static void fold_all(const struct kl_case *c, struct backend *be, const float *x, const float *w,
+		     struct head_state *state)
 {
 	for (size_t id = 0; id < c->vocab; id += c->tile) {
 		const size_t n = c->vocab - id < c->tile ? c->vocab - id : c->tile;
 
-		assert_int_equal(be->ops->head_tile(be, x, c->rows, c->hidden, c->w + id * c->hidden, n,
+		assert_int_equal(be->ops->head_tile(be, x, c->rows, c->hidden, w + id * c->hidden, n,
 						    (int32_t)id, c->targets, state, NULL), 0);
 	}
 }
@@ -92,13 +97,14 @@ static struct kl_result run_kl(const struct kl_case *c, struct backend *be, bool
 	struct kl_result r = { calloc(c->rows, sizeof(double)), case_random(c->rows * c->hidden, 0, 1) };
 
 	assert_non_null(r.kl);
-	fold_all(c, be, c->x, &own);
-	fold_all(c, be, c->x_ref, &ref);
+	fold_all(c, be, c->x, c->w, &own);
+	fold_all(c, be, c->x_ref, c->w_ref, &ref);
 	for (size_t id = 0; id < c->vocab; id += c->tile) {
 		const size_t n = c->vocab - id < c->tile ? c->vocab - id : c->tile;
 
 		assert_int_equal(be->ops->head_kl_tile(be, c->x, c->x_ref, c->rows, c->hidden,
-						       c->w + id * c->hidden, n, &own, &ref,
+						       c->w + id * c->hidden, c->w_ref + id * c->hidden, n,
+						       &own, &ref,
 						       with_kl ? r.kl : NULL, with_dx ? r.dx : NULL,
 						       NULL), 0);
 	}
@@ -174,6 +180,7 @@ static void test_kl_of_equals(void **state)
 	(void)state;
 	kl_case_init(&c);
 	memcpy(c.x_ref, c.x, c.rows * c.hidden * sizeof(float));
+	memcpy(c.w_ref, c.w, c.vocab * c.hidden * sizeof(float));
 	r = run_kl(&c, cpu, true, true);
 	for (size_t i = 0; i < c.rows; i++)
 		assert_true(r.kl[i] == 0);
@@ -195,16 +202,16 @@ static void test_kl_errors(void **state)
 		float dx[2] = { 0, 0 };
 		struct err err = ERR_INIT;
 
-		assert_int_equal(ops->head_kl_tile(be, x, x_ref, 1, 2, w, 2, &s, &s, &kl, dx, &err), -1);
+		assert_int_equal(ops->head_kl_tile(be, x, x_ref, 1, 2, w, w, 2, &s, &s, &kl, dx, &err), -1);
 		assert_int_equal(err.code, ERR_NUMERIC);
-		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 0, w, 2, &s, &s, &kl, dx, &err), -1);
+		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 0, w, w, 2, &s, &s, &kl, dx, &err), -1);
 		assert_int_equal(err.code, ERR_INVALID);
-		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 2, w, 2, &s, &s, NULL, NULL,
+		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 2, w, w, 2, &s, &s, NULL, NULL,
 						   &err), 0);
 		case_close(be);
 		be = case_open(backend_list[b]->name, 2);
 		mem_fail_after(1);
-		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 2, w, 2, &s, &s, NULL, dx, &err), -1);
+		assert_int_equal(ops->head_kl_tile(be, x_ref, x_ref, 1, 2, w, w, 2, &s, &s, NULL, dx, &err), -1);
 		mem_fail_after(0);
 		assert_int_equal(err.code, ERR_NOMEM);
 		case_close(be);

@@ -137,7 +137,7 @@ static void compare_nll(struct golden *g, struct backend *be, const float *x)
 
 	for (size_t r = 0; r < g->rows; r++)
 		targets[r] = (r + 1) % g->seq_len ? g->ids[r + 1] : -1;
-	if (head_nll(be, &g->ck, x, targets, g->rows, nll, NULL, &err) != 0)
+	if (head_nll(be, &g->ck, 16, x, targets, g->rows, nll, NULL, &err) != 0)
 		fail_msg("%s", err.text);
 	for (size_t r = 0; r < g->rows; r++) {
 		const size_t at = r / g->seq_len * (g->seq_len - 1) + r % g->seq_len;
@@ -175,7 +175,7 @@ static void compare_logits(struct golden *g, struct backend *be, const float *hi
 		targets[i] = (int32_t)(i * (vocab - 1) / (TARGETS - 1));
 		memcpy(x + i * cols, hidden, cols * sizeof(*x));
 	}
-	if (head_nll(be, &g->ck, x, targets, TARGETS, nll, top, &err) != 0)
+	if (head_nll(be, &g->ck, 16, x, targets, TARGETS, nll, top, &err) != 0)
 		fail_msg("%s", err.text);
 	for (size_t i = 0; i < TARGETS; i++) {
 		const double want = log(sum) - (double)logits[targets[i]];
@@ -219,7 +219,7 @@ static void check_model(const char *name, bool shipped, const char *backend)
 	golden_open(&g);
 	x = case_poisoned(g.rows * g.ck.config.hidden);
 	normed = case_poisoned(g.rows * g.ck.config.hidden);
-	if (embed_tokens(&g.ck, g.ids, g.rows, x, &err) != 0)
+	if (embed_tokens(&g.ck, 16, g.ids, g.rows, x, &err) != 0)
 		fail_msg("%s", err.text);
 	compare_hidden(&g, 0, x);
 	run_blocks(&g, be, x);

@@ -12,6 +12,7 @@
 #include "common/alloc.h"
 #include "common/checkpoint.h"
 #include "common/file.h"
+#include "formats/embedding.h"
 #include "tests/lib/forward_case.h"
 #include "worker/model/head.h"
 
@@ -122,6 +123,8 @@ struct rows {
 	int32_t *targets;
 };
 
+static int head_bits = 16;      /* of the model's output embedding; the reference's is the source's */
+
 struct scores { double *nll, *kl; bool *same_top; };
 
 static bool last_of_window(size_t row)
@@ -177,7 +180,7 @@ static int compare(struct backend *be, struct open_model *o, const struct rows *
 {
 	const size_t bytes = r->count * r->hidden * sizeof(float);
 	float *x = case_copy(r->x, bytes), *reference = case_copy(r->reference, bytes);
-	int rc = head_compare(be, &o->ck, x, reference, r->targets, r->count, s->nll, s->kl, s->same_top, err);
+	int rc = head_compare(be, &o->ck, head_bits, x, reference, r->targets, r->count, s->nll, s->kl, s->same_top, err);
 
 	free(x);
 	free(reference);
@@ -211,16 +214,18 @@ static size_t dense_log_p(const float *x, const float *norm, const float *head, 
 
 static void dense_scores(struct open_model *o, const struct rows *r, struct scores *s)
 {
-	float *norm = case_poisoned(r->hidden), *head = case_poisoned(r->vocab * r->hidden);
+	float *norm = case_poisoned(r->hidden), *head = case_poisoned(r->vocab * r->hidden), *stored;
 	double *log_p = calloc(r->vocab, sizeof(double)), *log_ref = calloc(r->vocab, sizeof(double));
 	const char *name = o->ck.config.tied_embeddings ? MODEL_EMBED_NAME : MODEL_HEAD_NAME;
 	struct err err = ERR_INIT;
 
 	assert_int_equal(checkpoint_read_f32(&o->ck, MODEL_FINAL_NORM_NAME, 0, r->hidden, norm, &err), 0);
 	assert_int_equal(checkpoint_read_f32(&o->ck, name, 0, r->vocab, head, &err), 0);
+	stored = case_copy(head, r->vocab * r->hidden * sizeof(*head));
+	assert_int_equal(embedding_round(head_bits, name, 0, stored, r->vocab, r->hidden, &err), 0);
 	for (size_t row = 0; row < r->count; row++) {
 		const size_t at = row * r->hidden;
-		const size_t top = dense_log_p(r->x + at, norm, head, r->hidden, r->vocab, log_p);
+		const size_t top = dense_log_p(r->x + at, norm, stored, r->hidden, r->vocab, log_p);
 		const size_t ref = dense_log_p(r->reference + at, norm, head, r->hidden, r->vocab, log_ref);
 
 		s->nll[row] = s->kl[row] = s->same_top[row] = 0;
@@ -233,6 +238,7 @@ static void dense_scores(struct open_model *o, const struct rows *r, struct scor
 	}
 	free(norm);
 	free(head);
+	free(stored);
 	free(log_p);
 	free(log_ref);
 }
@@ -276,15 +282,18 @@ static void check_against_dense(struct open_model *o, const struct rows *r, cons
 }
 
 /* Tiles of 8 MiB: 1100 rows at once, 1024 and 76, 512 + 512 + 76, 32 + 32 + 6; and a vocabulary that ends with a
- * tile. */
+ * tile. Then the same with a model whose head is stored in fewer bits. */
 static void test_against_dense(void **state)
 {
-	static const struct { struct head_model model; size_t rows; float distance; } cases[] = {
-		{ { .hidden = 64, .vocab = 1100, .tied = true }, 300, 1 },
-		{ { .hidden = 2048, .vocab = 1100 }, 15, 1 },
-		{ { .hidden = 4096, .vocab = 1100, .half = true }, 9, 0.01f },
-		{ { .hidden = 4096, .vocab = 1024, .tied = true }, 1, 6 },
-		{ { .hidden = 65536, .vocab = 70 }, 16, 3 },
+	static const struct { struct head_model model; size_t rows; float distance; int bits; } cases[] = {
+		{ { .hidden = 64, .vocab = 1100, .tied = true }, 300, 1, 16 },
+		{ { .hidden = 2048, .vocab = 1100 }, 15, 1, 16 },
+		{ { .hidden = 4096, .vocab = 1100, .half = true }, 9, 0.01f, 16 },
+		{ { .hidden = 4096, .vocab = 1024, .tied = true }, 1, 6, 16 },
+		{ { .hidden = 65536, .vocab = 70 }, 16, 3, 16 },
+		{ { .hidden = 64, .vocab = 1100, .tied = true }, 100, 0, 4 },
+		{ { .hidden = 2048, .vocab = 1100 }, 15, 0.1f, 8 },
+		{ { .hidden = 256, .vocab = 300 }, 100, 0.1f, 6 },
 	};
 
 	(void)state;
@@ -294,8 +303,10 @@ static void test_against_dense(void **state)
 
 		model_init(&o, &cases[c].model);
 		rows_init(&r, &o.ck, cases[c].rows, cases[c].distance);
+		head_bits = cases[c].bits;
 		for (size_t b = 0; backend_list[b]; b++)
 			check_against_dense(&o, &r, backend_list[b]->name);
+		head_bits = 16;
 		rows_deinit(&r);
 		model_deinit(&o);
 	}
@@ -345,7 +356,7 @@ static void test_same_bytes(void **state)
 		struct err err = ERR_INIT;
 
 		assert_int_equal(compare(be, &o, &r, &s, &err), 0);
-		assert_int_equal(head_nll(be, &o.ck, r.x, r.targets, r.count, nll, NULL, &err), 0);
+		assert_int_equal(head_nll(be, &o.ck, 16, r.x, r.targets, r.count, nll, NULL, &err), 0);
 		assert_memory_equal(s.nll, nll, r.count * sizeof(double));
 		free(nll);
 		case_close(be);
@@ -423,6 +434,9 @@ static void test_failures(void **state)
 		rows_init(&sweep_rows, &sweep_model.ck, 2, 1);
 		sweep(attempt_compare, 6, 6);
 		sweep(attempt_digest, 3, 3);
+		head_bits = 8;
+		sweep(attempt_compare, 7, 6);
+		head_bits = 16;
 		sweep_rows.reference[5] = INFINITY;
 		assert_int_equal(attempt_compare(&err), -1);
 		assert_int_equal(err.code, ERR_NUMERIC);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "formats/embedding.h"
 #include "tests/lib/forward_case.h"
 #include "worker/model/head_kl.h"
 
@@ -51,6 +52,7 @@ static int close_model(void **state)
 }
 
 static size_t tile_rows;        /* of the vocabulary; 0: all of this small one */
+static int bits = 16;           /* of the model's output embedding */
 
 struct outcome { struct head_loss loss; float *dy; };
 
@@ -61,9 +63,9 @@ static struct outcome loss_of(const char *backend, size_t held, size_t first, si
 	struct err err = ERR_INIT;
 	struct head_kl h;
 
-	if (head_kl_init(&h, be, &ck, n, SEQ_LEN, held, &err) != 0)
+	if (head_kl_init(&h, be, &ck, bits, n, SEQ_LEN, held, &err) != 0)
 		fail_msg("%s", err.text);
-	assert_true((h.table != NULL) == (held > 0));
+	assert_true(h.held == (held > 0));
 	h.tile_rows = tile_rows ? tile_rows : h.tile_rows;
 	if (head_kl_loss(&h, y + first * SEQ_LEN * ck.config.hidden, reference + first * SEQ_LEN * ck.config.hidden, n, 0.5,
 			 &out.loss, out.dy, &err) != 0)
@@ -78,17 +80,20 @@ static struct head_loss plain_loss(void)
 {
 	const size_t hidden = ck.config.hidden, vocab = ck.config.vocab;
 	float *table = mem_alloc(vocab * hidden, sizeof(float)), *norm = mem_alloc(hidden, sizeof(float));
+	float *stored = mem_alloc(vocab * hidden, sizeof(float));
 	double *logits = mem_alloc(2 * vocab, sizeof(double)), *x = mem_alloc(2 * hidden, sizeof(double));
 	struct head_loss loss = { 0 };
 	struct err err = ERR_INIT;
 
 	assert_int_equal(checkpoint_read_f32(&ck, MODEL_EMBED_NAME, 0, vocab, table, &err), 0);
 	assert_int_equal(checkpoint_read_f32(&ck, MODEL_FINAL_NORM_NAME, 0, hidden, norm, &err), 0);
+	memcpy(stored, table, vocab * hidden * sizeof(float));
+	assert_int_equal(embedding_round(bits, MODEL_EMBED_NAME, 0, stored, vocab, hidden, &err), 0);
 	for (size_t r = 0; r < rows; r++) {
 		double sum[2] = { 0, 0 };
 
 		for (int side = 0; side < 2; side++) {
-			const float *from = (side ? target : y) + r * hidden;
+			const float *from = (side ? target : y) + r * hidden, *head = side ? table : stored;
 			double squares = 0;
 
 			for (size_t k = 0; k < hidden; k++)
@@ -100,7 +105,7 @@ static struct head_loss plain_loss(void)
 				double logit = 0;
 
 				for (size_t k = 0; k < hidden; k++)
-					logit += x[(size_t)side * hidden + k] * table[v * hidden + k];
+					logit += x[(size_t)side * hidden + k] * head[v * hidden + k];
 				logits[(size_t)side * vocab + v] = logit;
 				sum[side] += exp(logit);
 			}
@@ -114,39 +119,82 @@ static struct head_loss plain_loss(void)
 			loss.hidden += (x[k] - x[hidden + k]) * (x[k] - x[hidden + k]) / (double)hidden;
 	}
 	mem_free(table);
+	mem_free(stored);
 	mem_free(norm);
 	mem_free(logits);
 	mem_free(x);
 	return loss;
 }
 
-static void test_loss(void **state)
+static void check_loss(void)
 {
 	static const char *const backends[] = { "ref", "cpu" };
 	const struct head_loss want = plain_loss();
 
-	(void)state;
 	for (int i = 0; i < 2; i++) {
 		struct outcome got = loss_of(backends[i], HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
 
-		print_message("# %s: KL %.6f (%.6f), hidden %.6f (%.6f)\n", backends[i], got.loss.kl, want.kl,
-			      got.loss.hidden, want.hidden);
+		print_message("# %s, %d bits: KL %.6f (%.6f), hidden %.6f (%.6f)\n", backends[i], bits, got.loss.kl,
+			      want.kl, got.loss.hidden, want.hidden);
 		assert_true(want.kl > 0.1 && fabs(got.loss.kl - want.kl) < 1e-4 * (double)rows);
 		assert_true(want.hidden > 0.01 && fabs(got.loss.hidden / want.hidden - 1) < 1e-5);
 		mem_free(got.dy);
 	}
 }
 
+static void test_loss(void **state)
+{
+	(void)state;
+	check_loss();
+	bits = 4; /* and a model whose head is stored in fewer bits than the reference's */
+	check_loss();
+	bits = 16;
+}
+
 static void test_held_or_streamed(void **state)
 {
-	struct outcome held = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
-	struct outcome streamed = loss_of("cpu", 0, 0, SEQUENCES, target);
+	(void)state;
+	for (bits = 8; bits <= 16; bits += 8) {
+		struct outcome held = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+		struct outcome streamed = loss_of("cpu", 0, 0, SEQUENCES, target);
+
+		assert_memory_equal(&held.loss, &streamed.loss, sizeof(held.loss));
+		assert_memory_equal(held.dy, streamed.dy, cells * sizeof(float));
+		mem_free(held.dy);
+		mem_free(streamed.dy);
+	}
+	bits = 16;
+}
+
+/* dy is the slope of the loss also where the two heads differ: along dy itself, by central differences. */
+static void test_gradient_of_two_heads(void **state)
+{
+	const double step = 1e-3;
+	struct outcome at, ahead, behind;
+	double slope, length = 0;
 
 	(void)state;
-	assert_memory_equal(&held.loss, &streamed.loss, sizeof(held.loss));
-	assert_memory_equal(held.dy, streamed.dy, cells * sizeof(float));
-	mem_free(held.dy);
-	mem_free(streamed.dy);
+	bits = 4;
+	at = loss_of("ref", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	for (size_t i = 0; i < cells; i++)
+		length += (double)at.dy[i] * at.dy[i];
+	length = sqrt(length);
+	for (size_t i = 0; i < cells; i++)
+		y[i] += (float)(step * at.dy[i] / length);
+	ahead = loss_of("ref", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	for (size_t i = 0; i < cells; i++)
+		y[i] -= (float)(2 * step * at.dy[i] / length);
+	behind = loss_of("ref", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	for (size_t i = 0; i < cells; i++)
+		y[i] += (float)(step * at.dy[i] / length);
+	bits = 16;
+	slope = (ahead.loss.kl + 0.5 * ahead.loss.hidden - behind.loss.kl - 0.5 * behind.loss.hidden) /
+		(2 * step * (double)rows);
+	print_message("# slope %.7f, gradient %.7f\n", slope, length);
+	assert_true(length > 0 && fabs(slope / length - 1) < 1e-2);
+	mem_free(at.dy);
+	mem_free(ahead.dy);
+	mem_free(behind.dy);
 }
 
 /* Tiles that do not divide the vocabulary. */
@@ -209,7 +257,7 @@ static void test_not_finite(void **state)
 	float kept = y[7];
 
 	(void)state;
-	assert_int_equal(head_kl_init(&h, be, &ck, SEQUENCES, SEQ_LEN, HEAD_KL_HELD_BYTES, &err), 0);
+	assert_int_equal(head_kl_init(&h, be, &ck, 16, SEQUENCES, SEQ_LEN, HEAD_KL_HELD_BYTES, &err), 0);
 	y[7] = NAN;
 	assert_int_equal(head_kl_loss(&h, y, target, SEQUENCES, 1, &loss, NULL, &err), -1);
 	assert_int_equal(err.code, ERR_NUMERIC);
@@ -230,7 +278,7 @@ static void test_without_memory(void **state)
 		int rc;
 
 		mem_fail_after(nth);
-		rc = head_kl_init(&h, be, &ck, SEQUENCES, SEQ_LEN, nth % 2 ? HEAD_KL_HELD_BYTES : 0, &err);
+		rc = head_kl_init(&h, be, &ck, nth % 3 ? 16 : 8, SEQUENCES, SEQ_LEN, nth % 2 ? HEAD_KL_HELD_BYTES : 0, &err);
 		mem_fail_after(0);
 		if (rc == 0)
 			break;
@@ -246,6 +294,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_loss),
 		cmocka_unit_test(test_held_or_streamed),
+		cmocka_unit_test(test_gradient_of_two_heads),
 		cmocka_unit_test(test_many_tiles),
 		cmocka_unit_test(test_alone_or_together),
 		cmocka_unit_test(test_nothing_to_learn),

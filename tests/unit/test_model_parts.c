@@ -212,7 +212,7 @@ static int embed_some(struct err *err)
 {
 	const int32_t ids[5] = { 1023, 0, 7, 0, 512 };
 	float *out = case_poisoned(5 * ck.config.hidden);
-	int rc = embed_tokens(&ck, ids, 5, out, err);
+	int rc = embed_tokens(&ck, 16, ids, 5, out, err);
 
 	if (rc == 0)
 		assert_memory_equal(out + ck.config.hidden, out + 3 * ck.config.hidden,
@@ -229,18 +229,18 @@ static void test_embedding(void **state)
 	struct err err = ERR_INIT;
 
 	(void)state;
-	assert_int_equal(embed_tokens(&ck, ids, 0, out, &err), 0);
-	assert_int_equal(embed_tokens(&ck, ids, count, out, &err), 0);
+	assert_int_equal(embed_tokens(&ck, 16, ids, 0, out, &err), 0);
+	assert_int_equal(embed_tokens(&ck, 16, ids, count, out, &err), 0);
 	for (size_t i = 0; i < count; i += 50) {
 		assert_int_equal(checkpoint_read_f32(&ck, MODEL_EMBED_NAME, (uint64_t)ids[i], 1, row, &err),
 				 0);
 		assert_memory_equal(row, out + i * hidden, hidden * sizeof(*row));
 	}
 	ids[3] = (int32_t)ck.config.vocab;
-	assert_int_equal(embed_tokens(&ck, ids, count, out, &err), -1);
+	assert_int_equal(embed_tokens(&ck, 16, ids, count, out, &err), -1);
 	assert_string_equal(err.text, "token 3 has id 1024; the model's ids are 0 to 1023");
 	ids[3] = -1;
-	assert_int_equal(embed_tokens(&ck, ids, count, out, &err), -1);
+	assert_int_equal(embed_tokens(&ck, 16, ids, count, out, &err), -1);
 	assert_int_equal(err.code, ERR_INVALID);
 	free(ids);
 	free(out);
@@ -257,7 +257,7 @@ static int head_of(const char *backend, struct err *err)
 	const int32_t targets[3] = { 5, -1, 1023 };
 	double nll[3] = { NAN, NAN, NAN };
 	int32_t top[3];
-	int rc = head_nll(be, &ck, x, targets, 3, nll, top, err);
+	int rc = head_nll(be, &ck, 16, x, targets, 3, nll, top, err);
 
 	if (rc == 0)
 		assert_true(nll[0] > 0 && nll[1] == 0 && nll[2] > 0 && top[0] >= 0);
@@ -274,7 +274,7 @@ static int head_some(struct err *err)
 	const int32_t target = 9;
 	float *x = case_random(ck.config.hidden, 1, 4);
 	double nll;
-	int rc = head_nll(sweep_backend, &ck, x, &target, 1, &nll, NULL, err);
+	int rc = head_nll(sweep_backend, &ck, 16, x, &target, 1, &nll, NULL, err);
 
 	free(x);
 	return rc;
@@ -292,7 +292,7 @@ static void test_head(void **state)
 		assert_int_equal(head_of(backend_list[b]->name, &err), 0);
 		sweep_backend = case_open(backend_list[b]->name, 2);
 		sweep(head_some, 4, 2);
-		assert_int_equal(head_nll(sweep_backend, &ck, x, &target, 1, &nll, NULL, &err), -1);
+		assert_int_equal(head_nll(sweep_backend, &ck, 16, x, &target, 1, &nll, NULL, &err), -1);
 		assert_string_equal(err.text, "target 0 has id 1024; the model's ids are 0 to 1023");
 		case_close(sweep_backend);
 	}

@@ -39,7 +39,7 @@ static void expect_code(int rc, struct err *err, enum err_code code, const char 
 
 enum { ROWS = 5, HIDDEN = 9, VOCAB = 23 };
 
-struct head_case { float *x, *x_ref, *w; double kl[ROWS]; float dx[ROWS * HIDDEN]; };
+struct head_case { float *x, *x_ref, *w, *w_ref; double kl[ROWS]; float dx[ROWS * HIDDEN]; };
 
 struct states { double max[ROWS], sum[ROWS], target[ROWS], top_logit[ROWS]; int32_t top_id[ROWS]; };
 
@@ -48,6 +48,7 @@ static void head_case_init(struct head_case *h)
 	h->x = case_random(ROWS * HIDDEN, 2, 51);
 	h->x_ref = case_random(ROWS * HIDDEN, 2, 52);
 	h->w = case_random(VOCAB * HIDDEN, 1, 53);
+	h->w_ref = case_random(VOCAB * HIDDEN, 1, 54);
 }
 
 static void head_case_deinit(struct head_case *h)
@@ -55,6 +56,7 @@ static void head_case_deinit(struct head_case *h)
 	free(h->x);
 	free(h->x_ref);
 	free(h->w);
+	free(h->w_ref);
 }
 
 static struct head_state clear_state(struct states *s)
@@ -65,8 +67,7 @@ static struct head_state clear_state(struct states *s)
 	return (struct head_state){ s->max, s->sum, s->target, s->top_logit, s->top_id };
 }
 
-static struct head_state see_tiles(const struct head_case *h, const float *x, size_t height,
-				   struct states *s)
+static struct head_state see_tiles(const float *x, const float *w, size_t height, struct states *s)
 {
 	static const int32_t targets[ROWS];
 	struct head_state state = clear_state(s);
@@ -74,7 +75,7 @@ static struct head_state see_tiles(const struct head_case *h, const float *x, si
 	for (size_t at = 0; at < VOCAB; at += height) {
 		const size_t n = VOCAB - at < height ? VOCAB - at : height;
 
-		assert_int_equal(ref->ops->head_tile(ref, x, ROWS, HIDDEN, h->w + at * HIDDEN, n, (int32_t)at,
+		assert_int_equal(ref->ops->head_tile(ref, x, ROWS, HIDDEN, w + at * HIDDEN, n, (int32_t)at,
 						     targets, &state, NULL), 0);
 	}
 	return state;
@@ -84,19 +85,20 @@ static struct head_state see_tiles(const struct head_case *h, const float *x, si
 static void kl_of(const struct head_case *h, const float *x, size_t height, double *kl, float *dx)
 {
 	struct states s, s_ref;
-	const struct head_state state = see_tiles(h, x, height, &s);
-	const struct head_state ref_state = see_tiles(h, h->x_ref, height, &s_ref);
+	const struct head_state state = see_tiles(x, h->w, height, &s);
+	const struct head_state ref_state = see_tiles(h->x_ref, h->w_ref, height, &s_ref);
 
 	for (size_t at = 0; at < VOCAB; at += height) {
 		const size_t n = VOCAB - at < height ? VOCAB - at : height;
 
-		assert_int_equal(ref->ops->head_kl_tile(ref, x, h->x_ref, ROWS, HIDDEN, h->w + at * HIDDEN, n,
-							&state, &ref_state, kl, dx, NULL), 0);
+		assert_int_equal(ref->ops->head_kl_tile(ref, x, h->x_ref, ROWS, HIDDEN, h->w + at * HIDDEN,
+							h->w_ref + at * HIDDEN, n, &state, &ref_state, kl, dx,
+							NULL), 0);
 	}
 }
 
 /* Softmax of w x of one row, all ids at once. */
-static void dense_softmax(const struct head_case *h, const double *x, double *p)
+static void dense_softmax(const float *w, const double *x, double *p)
 {
 	double sum = 0;
 
@@ -104,7 +106,7 @@ static void dense_softmax(const struct head_case *h, const double *x, double *p)
 		double logit = 0;
 
 		for (int k = 0; k < HIDDEN; k++)
-			logit += x[k] * h->w[n * HIDDEN + k];
+			logit += x[k] * w[n * HIDDEN + k];
 		p[n] = exp(logit);
 		sum += p[n];
 	}
@@ -118,8 +120,8 @@ static double dense_kl(const struct head_case *h, const double *x, int row)
 
 	for (int k = 0; k < HIDDEN; k++)
 		x_ref[k] = h->x_ref[row * HIDDEN + k];
-	dense_softmax(h, x, p);
-	dense_softmax(h, x_ref, p_ref);
+	dense_softmax(h->w, x, p);
+	dense_softmax(h->w_ref, x_ref, p_ref);
 	for (int n = 0; n < VOCAB; n++)
 		kl += p_ref[n] * log(p_ref[n] / p[n]);
 	return kl;
@@ -195,6 +197,7 @@ static void test_head_kl_of_equals(void **state)
 
 	(void)state;
 	head_case_init(&h);
+	memcpy(h.w_ref, h.w, VOCAB * HIDDEN * sizeof(float));
 	kl_of(&h, h.x_ref, 7, h.kl, h.dx);
 	for (int r = 0; r < ROWS; r++)
 		assert_true(h.kl[r] == 0);
@@ -211,16 +214,16 @@ static void test_head_kl_refuses(void **state)
 
 	(void)state;
 	head_case_init(&h);
-	seen = see_tiles(&h, h.x, 7, &s);
-	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, 0, h.w, 1, &seen, &seen, h.kl, h.dx,
+	seen = see_tiles(h.x, h.w, 7, &s);
+	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, 0, h.w, h.w, 1, &seen, &seen, h.kl, h.dx,
 					   &err), &err, ERR_INVALID, "head_kl_tile");
-	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, SIZE_MAX, &seen, &seen, h.kl,
+	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, h.w, SIZE_MAX, &seen, &seen, h.kl,
 					   h.dx, &err), &err, ERR_INVALID, "head_kl_tile");
 	mem_fail_after(1);
-	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, 1, &seen, &seen, h.kl, h.dx,
+	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, h.w, 1, &seen, &seen, h.kl, h.dx,
 					   &err), &err, ERR_NOMEM, "");
 	mem_fail_after(0);
-	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, 1, &seen, &none, h.kl, h.dx,
+	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, h.w, 1, &seen, &none, h.kl, h.dx,
 					   &err), &err, ERR_NUMERIC, "head_kl_tile");
 	for (int i = 0; i < ROWS * HIDDEN; i++)
 		h.dx[i] = FLT_MAX;
@@ -228,10 +231,10 @@ static void test_head_kl_refuses(void **state)
 		h.w[i] = FLT_MAX / 2;
 	memset(h.x, 0, ROWS * HIDDEN * sizeof(*h.x));
 	memset(h.x_ref, 0, ROWS * HIDDEN * sizeof(*h.x));
-	seen = see_tiles(&h, h.x, 7, &s);
-	seen_ref = see_tiles(&h, h.x_ref, 7, &s_ref);
+	seen = see_tiles(h.x, h.w, 7, &s);
+	seen_ref = see_tiles(h.x_ref, h.w, 7, &s_ref);
 	s.sum[1] = 1; /* as if one id had all the probability */
-	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, 1, &seen, &seen_ref, h.kl,
+	expect_code(ref->ops->head_kl_tile(ref, h.x, h.x_ref, ROWS, HIDDEN, h.w, h.w, 1, &seen, &seen_ref, h.kl,
 					   h.dx, &err), &err, ERR_NUMERIC, "head_kl_tile");
 	head_case_deinit(&h);
 }

@@ -30,6 +30,8 @@ struct grid {
 	size_t group;           /* g, columns per group, divides K */
 	bool integer_zero;      /* z in {0 .. 2^b-1}; else any real */
 	bool symmetric;         /* z fixed at 2^(b-1) */
+	unsigned zero_parts;    /* n > 0: else z in {0, 1/n .. (n 2^b - 1)/n}; 0: any real */
+	bool half;              /* s is an IEEE half, and where z may be any real so is s z (grid_snap.h) */
 };
 
 enum fit_method { FIT_NEUQI, FIT_MINMAX };
@@ -121,11 +123,12 @@ struct backend_ops {
 			 struct head_state *state, struct err *err);
 	/* After every tile went through head_tile for both x and x_ref: one tile again, for
 	 * KL(reference || model) of the next-token distributions. kl (rows), NULL: not wanted: += sum over the tile
-	 * of p_ref (log p_ref - log p). dx (rows, hidden), NULL: not wanted: += (p - p_ref) w_tile, the gradient of
-	 * the sum of kl. x and x_ref (rows, hidden) are final-normalized. Tiles in ascending order.
+	 * of p_ref (log p_ref - log p). dx (rows, hidden), NULL: not wanted: += (p - p_ref) w, the gradient of
+	 * the sum of kl. x and x_ref (rows, hidden) are final-normalized; w and w_ref (tile_rows, hidden) the output
+	 * embedding of the model and of the reference, the same when they share it. Tiles in ascending order.
 	 * cpu vs ref: kl 1e-4 absolute once complete; dx 1e-4 * max|ref|. */
 	int (*head_kl_tile)(struct backend *be, const float *x, const float *x_ref, size_t rows,
-			    size_t hidden, const float *w, size_t tile_rows,
+			    size_t hidden, const float *w, const float *w_ref, size_t tile_rows,
 			    const struct head_state *state, const struct head_state *ref_state,
 			    double *kl, float *dx, struct err *err);
 	/* h (cols, cols) double, full symmetric matrix: h += x^T x, x (rows, cols). float32-accurate
@@ -178,7 +181,7 @@ struct backend_ops {
 		      float *u, struct err *err);
 	/* Chooses s, z of every group to minimise sum_i h_i (w_i - s (q_i - z))^2 with q_i the nearest code:
 	 * NeUQI (docs/algorithm.md) or min-max. w (N,K), h (K) > 0; scales, zeros (N, G) written;
-	 * objective (N, G) double written when not NULL. s > 0 and finite always (a constant group gets an exact
+	 * objective (N, G) double written when not NULL. zero_parts and half are the caller's to see to. s > 0 and finite always (a constant group gets an exact
 	 * representation where the grid has one). cpu vs ref: sum of objective <= 1.0005 * ref. */
 	int (*fit_groups)(struct backend *be, enum fit_method method, const struct grid *grid,
 			  const float *w, size_t rows, size_t cols, const double *h,
@@ -200,7 +203,7 @@ struct backend_ops {
 	/* One round of refinement (docs/algorithm.md): per row, one sweep of coordinate descent over the codes in the
 	 * order of perm, each chosen given all others, alone or together with one other code; then the
 	 * least-squares (s, z) of group after group for the codes it has; both in the metric H + damp I. z stays an integer
-	 * of the grid, or fixed, where `grid` says so; s stays > 0 and finite. A row keeps its old state where the
+	 * of the grid, or fixed, where `grid` says so, and half values stay halves; s stays > 0 and finite. A row keeps its old state where the
 	 * new one loses more, so no row's loss ever rises. codes, scales, zeros in place; row_loss (N):
 	 * e (H + damp I) e^T of each row as left. Not finite: ERR_NUMERIC, some rows may be refined already.
 	 * cpu vs ref: sum of row_loss <= 1.002 * ref over many rows; one row may part from ref at a tie. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "worker/model/table.h"
 
 struct wanted {
 	int32_t id;
@@ -33,7 +34,7 @@ static int sort_ids(struct wanted *list, const int32_t *ids, size_t count, size_
 }
 
 /* Reads one piece that begins with list[0]'s row and hands out its rows; *done = entries served. */
-static int serve_piece(struct checkpoint *ck, const struct wanted *list, size_t count, size_t piece_rows,
+static int serve_piece(struct checkpoint *ck, int bits, const struct wanted *list, size_t count, size_t piece_rows,
 		       float *piece, float *out, size_t *done, struct err *err)
 {
 	const size_t hidden = ck->config.hidden, first = (size_t)list[0].id;
@@ -41,8 +42,7 @@ static int serve_piece(struct checkpoint *ck, const struct wanted *list, size_t 
 
 	while (n < count && (size_t)list[n].id - first < piece_rows)
 		n++;
-	if (checkpoint_read_f32(ck, MODEL_EMBED_NAME, first, (size_t)list[n - 1].id - first + 1, piece,
-				err) != 0)
+	if (table_read(ck, MODEL_EMBED_NAME, bits, first, (size_t)list[n - 1].id - first + 1, piece, err) != 0)
 		return -1;
 	for (size_t i = 0; i < n; i++)
 		memcpy(out + list[i].place * hidden, piece + ((size_t)list[i].id - first) * hidden,
@@ -51,7 +51,7 @@ static int serve_piece(struct checkpoint *ck, const struct wanted *list, size_t 
 	return 0;
 }
 
-int embed_tokens(struct checkpoint *ck, const int32_t *ids, size_t count, float *out, struct err *err)
+int embed_tokens(struct checkpoint *ck, int bits, const int32_t *ids, size_t count, float *out, struct err *err)
 {
 	const size_t hidden = ck->config.hidden, row_bytes = hidden * sizeof(float);
 	const size_t fit = EMBED_CHUNK_BYTES / row_bytes, piece_rows = fit > 0 ? fit : 1;
@@ -67,7 +67,7 @@ int embed_tokens(struct checkpoint *ck, const int32_t *ids, size_t count, float 
 	if (sort_ids(list, ids, count, ck->config.vocab, err) != 0)
 		goto out;
 	for (at = 0; at < count; at += done)
-		if (serve_piece(ck, list + at, count - at, piece_rows, piece, out, &done, err) != 0)
+		if (serve_piece(ck, bits, list + at, count - at, piece_rows, piece, out, &done, err) != 0)
 			goto out;
 	rc = 0;
 out:

@@ -13,7 +13,7 @@
 
 enum { EMBED_CHUNK_BYTES = 4 << 20 };
 
-/* out (count, hidden) = embedding rows of ids (count), each 0 .. vocab-1. */
-int embed_tokens(struct checkpoint *ck, const int32_t *ids, size_t count, float *out, struct err *err);
+/* out (count, hidden) = embedding rows of ids (count), each 0 .. vocab-1, as a table of `bits` stores them: table.h. */
+int embed_tokens(struct checkpoint *ck, int bits, const int32_t *ids, size_t count, float *out, struct err *err);
 
 #endif

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "common/alloc.h"
+#include "worker/model/table.h"
 
 int head_final_norm(struct backend *be, struct checkpoint *ck, const float *hidden, size_t rows,
 		    float *out, struct err *err)
@@ -46,29 +47,28 @@ static int state_init(struct head_state *st, size_t rows, void **block, struct e
 	return 0;
 }
 
-/* n rows of the output embedding, of ids from first_id on. */
-typedef int (*tile_fn)(void *ctx, const float *tile, size_t n, int32_t first_id, struct err *err);
+/* The first n rows of `tile` are those of ids from first_id on. */
+typedef int (*tile_fn)(void *ctx, const struct head_rows *tile, size_t n, int32_t first_id, struct err *err);
 
 /* The whole output embedding, tile by tile, in ascending order. */
-static int each_tile(struct checkpoint *ck, tile_fn fn, void *ctx, struct err *err)
+static int each_tile(struct checkpoint *ck, int bits, tile_fn fn, void *ctx, struct err *err)
 {
 	const struct model_config *c = &ck->config;
-	const char *name = c->tied_embeddings ? MODEL_EMBED_NAME : MODEL_HEAD_NAME;
 	const size_t row_bytes = c->hidden * sizeof(float), fit = HEAD_TILE_BYTES / row_bytes;
 	const size_t step = fit > c->vocab ? c->vocab : fit > 0 ? fit : 1;
-	float *tile = mem_alloc_aligned(step, row_bytes);
+	struct head_rows tile;
 	int rc = 0;
 
-	if (!tile)
-		return err_set_nomem(err, "a tile of the output embedding");
+	if (head_rows_init(&tile, ck, bits, step, err) != 0)
+		return -1;
 	for (size_t id = 0; rc == 0 && id < c->vocab; id += step) {
 		const size_t n = c->vocab - id < step ? c->vocab - id : step;
 
-		rc = checkpoint_read_f32(ck, name, id, n, tile, err);
+		rc = head_rows_read(&tile, id, n, err);
 		if (rc == 0)
-			rc = fn(ctx, tile, n, (int32_t)id, err);
+			rc = fn(ctx, &tile, n, (int32_t)id, err);
 	}
-	mem_free(tile);
+	head_rows_deinit(&tile);
 	return rc;
 }
 
@@ -82,25 +82,25 @@ struct head_pass {
 	double *kl;
 };
 
-static int fold_tile(void *ctx, const float *tile, size_t n, int32_t first_id, struct err *err)
+static int fold_tile(void *ctx, const struct head_rows *tile, size_t n, int32_t first_id, struct err *err)
 {
 	struct head_pass *p = ctx;
 	const struct backend_ops *ops = p->be->ops;
 
-	if (ops->head_tile(p->be, p->x, p->rows, p->hidden, tile, n, first_id, p->targets, &p->state,
+	if (ops->head_tile(p->be, p->x, p->rows, p->hidden, tile->stored, n, first_id, p->targets, &p->state,
 			   err) != 0)
 		return -1;
-	return !p->reference ? 0 : ops->head_tile(p->be, p->reference, p->rows, p->hidden, tile, n, first_id,
-						  p->targets, &p->reference_state, err);
+	return !p->reference ? 0 : ops->head_tile(p->be, p->reference, p->rows, p->hidden, tile->source, n,
+						  first_id, p->targets, &p->reference_state, err);
 }
 
-static int kl_tile(void *ctx, const float *tile, size_t n, int32_t first_id, struct err *err)
+static int kl_tile(void *ctx, const struct head_rows *tile, size_t n, int32_t first_id, struct err *err)
 {
 	struct head_pass *p = ctx;
 
 	(void)first_id;
-	return p->be->ops->head_kl_tile(p->be, p->x, p->reference, p->rows, p->hidden, tile, n, &p->state,
-					&p->reference_state, p->kl, NULL, err);
+	return p->be->ops->head_kl_tile(p->be, p->x, p->reference, p->rows, p->hidden, tile->stored, tile->source, n,
+					&p->state, &p->reference_state, p->kl, NULL, err);
 }
 
 static double row_nll(const struct head_pass *p, size_t row)
@@ -110,7 +110,7 @@ static double row_nll(const struct head_pass *p, size_t row)
 	return p->targets[row] < 0 ? 0 : st->max[row] + log(st->sum[row]) - st->target[row];
 }
 
-int head_nll(struct backend *be, struct checkpoint *ck, const float *hidden, const int32_t *targets,
+int head_nll(struct backend *be, struct checkpoint *ck, int bits, const float *hidden, const int32_t *targets,
 	     size_t rows, double *nll_out, int32_t *top_id, struct err *err)
 {
 	struct head_pass p = { .be = be, .targets = targets, .rows = rows, .hidden = ck->config.hidden };
@@ -130,7 +130,7 @@ int head_nll(struct backend *be, struct checkpoint *ck, const float *hidden, con
 	p.x = normed;
 	if (state_init(&p.state, rows, &block, err) != 0 ||
 	    head_final_norm(be, ck, hidden, rows, normed, err) != 0 ||
-	    each_tile(ck, fold_tile, &p, err) != 0)
+	    each_tile(ck, bits, fold_tile, &p, err) != 0)
 		goto out;
 	for (size_t r = 0; r < rows; r++) {
 		nll_out[r] = row_nll(&p, r);
@@ -156,7 +156,7 @@ static void compare_rows(const struct head_pass *p, double *nll_out, bool *same_
 	}
 }
 
-int head_compare(struct backend *be, struct checkpoint *ck, float *hidden, float *reference,
+int head_compare(struct backend *be, struct checkpoint *ck, int bits, float *hidden, float *reference,
 		 const int32_t *targets, size_t rows, double *nll_out, double *kl_out,
 		 bool *same_top_out, struct err *err)
 {
@@ -169,11 +169,11 @@ int head_compare(struct backend *be, struct checkpoint *ck, float *hidden, float
 	    state_init(&p.reference_state, rows, &reference_block, err) != 0 ||
 	    head_final_norm(be, ck, hidden, rows, hidden, err) != 0 ||
 	    head_final_norm(be, ck, reference, rows, reference, err) != 0 ||
-	    each_tile(ck, fold_tile, &p, err) != 0)
+	    each_tile(ck, bits, fold_tile, &p, err) != 0)
 		goto out;
 	for (size_t r = 0; r < rows; r++)
 		kl_out[r] = 0;
-	rc = each_tile(ck, kl_tile, &p, err);
+	rc = each_tile(ck, bits, kl_tile, &p, err);
 	if (rc == 0)
 		compare_rows(&p, nll_out, same_top_out);
 out:
@@ -184,13 +184,13 @@ out:
 
 struct head_hash { struct digest *digest; size_t hidden; };
 
-static int hash_tile(void *ctx, const float *tile, size_t n, int32_t first_id, struct err *err)
+static int hash_tile(void *ctx, const struct head_rows *tile, size_t n, int32_t first_id, struct err *err)
 {
 	const struct head_hash *h = ctx;
 
 	(void)first_id;
 	(void)err;
-	digest_add(h->digest, tile, n * h->hidden * sizeof(float));
+	digest_add(h->digest, tile->source, n * h->hidden * sizeof(float));
 	return 0;
 }
 
@@ -208,7 +208,7 @@ int head_digest(struct checkpoint *ck, char hex[DIGEST_HEX], struct err *err)
 		goto out;
 	digest_add(h.digest, &ck->config.rms_eps, sizeof(ck->config.rms_eps));
 	digest_add(h.digest, norm, h.hidden * sizeof(float));
-	rc = each_tile(ck, hash_tile, &h, err);
+	rc = each_tile(ck, TABLE_UNTOUCHED, hash_tile, &h, err);
 	if (rc == 0)
 		digest_finish(h.digest, hex);
 out:

@@ -8,25 +8,16 @@
 
 enum { TILE_BYTES = 8 << 20, STATE_DOUBLES = 4 };
 
-static const char *table_name(const struct checkpoint *ck)
-{
-	return ck->config.tied_embeddings ? MODEL_EMBED_NAME : MODEL_HEAD_NAME;
-}
-
-static int read_table(struct head_kl *h, size_t held_bytes, struct err *err)
+static int read_table(struct head_kl *h, int bits, size_t held_bytes, struct err *err)
 {
 	const size_t row_bytes = h->hidden * sizeof(float), fit = TILE_BYTES / row_bytes;
 	size_t bytes;
 
 	h->tile_rows = fit > h->vocab ? h->vocab : fit > 0 ? fit : 1;
-	if (size_mul(h->vocab, row_bytes, &bytes) && bytes <= held_bytes) {
-		h->table = mem_alloc_aligned(h->vocab, row_bytes);
-		if (!h->table)
-			return err_set_nomem(err, "the output embedding");
-		return checkpoint_read_f32(h->ck, table_name(h->ck), 0, h->vocab, h->table, err);
-	}
-	h->tile = mem_alloc_aligned(h->tile_rows, row_bytes);
-	return h->tile ? 0 : err_set_nomem(err, "a tile of the output embedding");
+	h->held = size_mul(h->vocab, (bits == TABLE_UNTOUCHED ? 1 : 2) * row_bytes, &bytes) && bytes <= held_bytes;
+	if (head_rows_init(&h->table, h->ck, bits, h->held ? h->vocab : h->tile_rows, err) != 0)
+		return -1;
+	return h->held ? head_rows_read(&h->table, 0, h->vocab, err) : 0;
 }
 
 static struct head_state state_at(double *numbers, int32_t *ids, size_t rows)
@@ -58,12 +49,12 @@ static int alloc_rows(struct head_kl *h, struct err *err)
 	return 0;
 }
 
-int head_kl_init(struct head_kl *h, struct backend *be, struct checkpoint *ck, size_t sequences, size_t seq_len,
+int head_kl_init(struct head_kl *h, struct backend *be, struct checkpoint *ck, int bits, size_t sequences, size_t seq_len,
 		 size_t held_bytes, struct err *err)
 {
 	*h = (struct head_kl){ .be = be, .ck = ck, .hidden = ck->config.hidden, .vocab = ck->config.vocab,
 			       .seq_len = seq_len, .sequences = sequences };
-	if (alloc_rows(h, err) == 0 && read_table(h, held_bytes, err) == 0 &&
+	if (alloc_rows(h, err) == 0 && read_table(h, bits, held_bytes, err) == 0 &&
 	    checkpoint_read_f32(ck, MODEL_FINAL_NORM_NAME, 0, h->hidden, h->norm, err) == 0)
 		return 0;
 	head_kl_deinit(h);
@@ -73,8 +64,7 @@ int head_kl_init(struct head_kl *h, struct backend *be, struct checkpoint *ck, s
 void head_kl_deinit(struct head_kl *h)
 {
 	mem_free(h->norm);
-	mem_free(h->table);
-	mem_free(h->tile);
+	head_rows_deinit(&h->table);
 	mem_free(h->x);
 	mem_free(h->ref);
 	mem_free(h->dx);
@@ -93,8 +83,11 @@ static struct head_state from_row(const struct head_state *s, size_t row)
 				    .top_logit = s->top_logit + row, .top_id = s->top_id + row };
 }
 
+/* Rows of both output embeddings, of ids from first_id on. */
+struct tile { const float *stored, *source; size_t rows, first_id; };
+
 /* One tile for both models' log-sum-exp. */
-static int fold_tile(struct pass *p, const float *tile, size_t rows, size_t first_id, struct err *err)
+static int fold_tile(struct pass *p, const struct tile *t, struct err *err)
 {
 	struct head_kl *h = p->h;
 	const struct backend_ops *ops = h->be->ops;
@@ -103,44 +96,41 @@ static int fold_tile(struct pass *p, const float *tile, size_t rows, size_t firs
 		const size_t row = s * h->seq_len, at = row * h->hidden;
 		struct head_state state = from_row(&h->state, row), ref = from_row(&h->ref_state, row);
 
-		if (ops->head_tile(h->be, h->x + at, h->seq_len, h->hidden, tile, rows, (int32_t)first_id,
+		if (ops->head_tile(h->be, h->x + at, h->seq_len, h->hidden, t->stored, t->rows, (int32_t)t->first_id,
 				   h->targets, &state, err) != 0 ||
-		    ops->head_tile(h->be, h->ref + at, h->seq_len, h->hidden, tile, rows, (int32_t)first_id,
+		    ops->head_tile(h->be, h->ref + at, h->seq_len, h->hidden, t->source, t->rows, (int32_t)t->first_id,
 				   h->targets, &ref, err) != 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int kl_tile(struct pass *p, const float *tile, size_t rows, size_t first_id, struct err *err)
+static int kl_tile(struct pass *p, const struct tile *t, struct err *err)
 {
 	struct head_kl *h = p->h;
 
-	(void)first_id;
 	for (size_t s = 0; s < p->n; s++) {
 		const size_t row = s * h->seq_len, at = row * h->hidden;
 		struct head_state state = from_row(&h->state, row), ref = from_row(&h->ref_state, row);
 
-		if (h->be->ops->head_kl_tile(h->be, h->x + at, h->ref + at, h->seq_len, h->hidden, tile, rows,
-					     &state, &ref, h->kl + row, p->wants_gradient ? h->dx + at : NULL,
+		if (h->be->ops->head_kl_tile(h->be, h->x + at, h->ref + at, h->seq_len, h->hidden, t->stored,
+					     t->source, t->rows, &state, &ref, h->kl + row, p->wants_gradient ? h->dx + at : NULL,
 					     err) != 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int each_tile(struct pass *p, int (*fn)(struct pass *p, const float *tile, size_t rows, size_t first_id,
-					       struct err *err), struct err *err)
+static int each_tile(struct pass *p, int (*fn)(struct pass *p, const struct tile *t, struct err *err), struct err *err)
 {
 	struct head_kl *h = p->h;
 
 	for (size_t id = 0; id < h->vocab; id += h->tile_rows) {
 		const size_t rows = h->vocab - id < h->tile_rows ? h->vocab - id : h->tile_rows;
-		const float *tile = h->table ? h->table + id * h->hidden : h->tile;
+		const size_t at = h->held ? id * h->hidden : 0;
+		const struct tile t = { h->table.stored + at, h->table.source + at, rows, id };
 
-		if (!h->table && checkpoint_read_f32(h->ck, table_name(h->ck), id, rows, h->tile, err) != 0)
-			return -1;
-		if (fn(p, tile, rows, id, err) != 0)
+		if ((!h->held && head_rows_read(&h->table, id, rows, err) != 0) || fn(p, &t, err) != 0)
 			return -1;
 	}
 	return 0;

@@ -105,10 +105,13 @@ static int module_bits(const struct layer_blob *b, const char *module, struct pa
 		       struct err *err)
 {
 	const char *text = st_meta(&b->header, module);
-	struct json *settings = text ? json_parse(text, strlen(text), err) : NULL;
+	struct err why = ERR_INIT;
+	struct json *settings = text ? json_parse(text, strlen(text), &why) : NULL;
 	int64_t bits = json_get_int(settings, "bits", 0), cols = json_get_int(settings, "cols", 0);
 
 	json_free(settings);
+	if (why.code == ERR_NOMEM)
+		return err_set_nomem(err, "the settings of a module");
 	if (bits < 1 || bits > 8 || cols < 1)
 		return err_set(err, ERR_CORRUPT, "%s: the settings of %s are missing from the metadata", b->path,
 			       module);

@@ -73,7 +73,7 @@ int cpu_grid_gradients(struct backend *be, const struct grid *grid, const float 
 int cpu_adam_step(struct backend *be, const struct adam *adam, size_t n, float *p, const float *g,
 		  float *m, float *v, struct err *err);
 int cpu_head_kl_tile(struct backend *be, const float *x, const float *x_ref, size_t rows, size_t hidden,
-		     const float *w, size_t tile_rows, const struct head_state *state,
+		     const float *w, const float *w_ref, size_t tile_rows, const struct head_state *state,
 		     const struct head_state *ref_state, double *kl, float *dx, struct err *err);
 
 /* the quantization half */

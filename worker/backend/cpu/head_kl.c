@@ -14,7 +14,7 @@ enum { KL_ROWS = 256, KL_IDS = 512 };
 
 struct kl_job {
 	struct cpu_backend *cpu;
-	const float *x, *x_ref, *w;
+	const float *x, *x_ref, *w, *w_ref;
 	size_t rows, hidden, tile_rows;
 	const struct head_state *state, *ref_state;
 	double *kl;
@@ -23,13 +23,13 @@ struct kl_job {
 	atomic_bool bad;
 };
 
-static void logits(const struct kl_job *job, const float *x, size_t first, size_t rows, size_t id, size_t n,
-		   float *out)
+static void logits(const struct kl_job *job, const float *x, const float *w, size_t first, size_t rows, size_t id,
+		   size_t n, float *out)
 {
 	const int hidden = (int)job->hidden;
 
 	cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)n, hidden, 1.0f,
-		    x + first * job->hidden, hidden, job->w + id * job->hidden, hidden, 0.0f, out, (int)n);
+		    x + first * job->hidden, hidden, w + id * job->hidden, hidden, 0.0f, out, (int)n);
 }
 
 static struct kl_side side_of(const struct head_state *state, size_t row)
@@ -60,8 +60,8 @@ static void kl_item(void *ctx, size_t item, int worker)
 	for (size_t id = 0; id < job->tile_rows; id += KL_IDS) {
 		const size_t n = job->tile_rows - id < KL_IDS ? job->tile_rows - id : KL_IDS;
 
-		logits(job, job->x, first, rows, id, n, own);
-		logits(job, job->x_ref, first, rows, id, n, ref);
+		logits(job, job->x, job->w, first, rows, id, n, own);
+		logits(job, job->x_ref, job->w_ref, first, rows, id, n, ref);
 		for (size_t r = 0; r < rows; r++)
 			good = compare_row(job, first + r, own + r * n, ref + r * n, n) && good;
 		if (job->dx)
@@ -76,12 +76,12 @@ static void kl_item(void *ctx, size_t item, int worker)
 }
 
 int cpu_head_kl_tile(struct backend *be, const float *x, const float *x_ref, size_t rows, size_t hidden,
-		     const float *w, size_t tile_rows, const struct head_state *state,
+		     const float *w, const float *w_ref, size_t tile_rows, const struct head_state *state,
 		     const struct head_state *ref_state, double *kl, float *dx, struct err *err)
 {
 	struct cpu_backend *cpu = cpu_of(be);
-	struct kl_job job = { .cpu = cpu, .x = x, .x_ref = x_ref, .w = w, .rows = rows, .hidden = hidden,
-			      .tile_rows = tile_rows, .state = state, .ref_state = ref_state, .kl = kl,
+	struct kl_job job = { .cpu = cpu, .x = x, .x_ref = x_ref, .w = w, .w_ref = w_ref, .rows = rows,
+			      .hidden = hidden, .tile_rows = tile_rows, .state = state, .ref_state = ref_state, .kl = kl,
 			      .dx = dx };
 
 	if (matrix_shape_check("head_kl_tile", rows, hidden, err) != 0 ||

@@ -53,15 +53,15 @@ int ref_head_tile(struct backend *be, const float *x, size_t rows, size_t hidden
 }
 
 /* One row against a tile: what it adds to the row's kl is returned, sum (p - p_ref) w is in d (hidden). */
-static double kl_row(const float *x, const float *x_ref, size_t hidden, const float *w, size_t tile_rows,
-		     double log_norm, double ref_log_norm, double *d)
+static double kl_row(const float *x, const float *x_ref, size_t hidden, const float *w, const float *w_ref,
+		     size_t tile_rows, double log_norm, double ref_log_norm, double *d)
 {
 	double kl = 0;
 
 	memset(d, 0, hidden * sizeof(*d));
 	for (size_t n = 0; n < tile_rows; n++) {
 		const double log_p = logit_of(x, w + n * hidden, hidden) - log_norm;
-		const double log_ref = logit_of(x_ref, w + n * hidden, hidden) - ref_log_norm;
+		const double log_ref = logit_of(x_ref, w_ref + n * hidden, hidden) - ref_log_norm;
 		const double p = exp(log_p), ref = exp(log_ref);
 
 		kl += ref * (log_ref - log_p);
@@ -72,7 +72,7 @@ static double kl_row(const float *x, const float *x_ref, size_t hidden, const fl
 }
 
 int ref_head_kl_tile(struct backend *be, const float *x, const float *x_ref, size_t rows, size_t hidden,
-		     const float *w, size_t tile_rows, const struct head_state *state,
+		     const float *w, const float *w_ref, size_t tile_rows, const struct head_state *state,
 		     const struct head_state *ref_state, double *kl, float *dx, struct err *err)
 {
 	double *d;
@@ -86,7 +86,7 @@ int ref_head_kl_tile(struct backend *be, const float *x, const float *x_ref, siz
 	if (!d)
 		return err_set_nomem(err, "one row of head gradients");
 	for (size_t r = 0; r < rows && rc == 0; r++) {
-		const double add = kl_row(x + r * hidden, x_ref + r * hidden, hidden, w, tile_rows,
+		const double add = kl_row(x + r * hidden, x_ref + r * hidden, hidden, w, w_ref, tile_rows,
 					  state->max[r] + log(state->sum[r]),
 					  ref_state->max[r] + log(ref_state->sum[r]), d);
 		bool finite = isfinite(add);

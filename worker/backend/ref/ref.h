@@ -24,7 +24,7 @@ int ref_head_tile(struct backend *be, const float *x, size_t rows, size_t hidden
 		  size_t tile_rows, int32_t first_id, const int32_t *targets,
 		  struct head_state *state, struct err *err);
 int ref_head_kl_tile(struct backend *be, const float *x, const float *x_ref, size_t rows, size_t hidden,
-		     const float *w, size_t tile_rows, const struct head_state *state,
+		     const float *w, const float *w_ref, size_t tile_rows, const struct head_state *state,
 		     const struct head_state *ref_state, double *kl, float *dx, struct err *err);
 int ref_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
 		 struct err *err);
