@@ -33,6 +33,8 @@ const struct arg_spec recipe_specs[] = {
 	{ "seq-len", "N", "tokens per sequence (default 1024, or the model's longest)" },
 	{ "eval", "FILE|none", "text to measure perplexity on; may be repeated (default: the shipped text)" },
 	{ "eval-windows", "N", "at most so many windows per text; 0 = all" },
+	{ "embeddings", "16|8|6|4", "bits of the embedding table; 16 = as the source has it (default 16)" },
+	{ "lm-head", "16|8|6|4", "bits of the output head (default 16; a tied head is the embedding)" },
 	{ "format", "LIST", "formats to write, comma separated; packed is always written (default dense)" },
 	{ "override", "REGEX:...", "other settings for matching modules, as in 'down_proj:bits=4' or ':skip'" },
 	{ "seed", "N", "0: the first calibration sequences; else as many at random (default 0)" },

@@ -43,6 +43,6 @@ struct command {
 };
 
 extern const struct command cmd_quantize, cmd_eval, cmd_submit, cmd_jobs, cmd_show, cmd_watch, cmd_cancel,
-	cmd_retry, cmd_fetch, cmd_workers;
+	cmd_retry, cmd_fetch, cmd_workers, cmd_convert, cmd_inspect, cmd_dequantize;
 
 #endif

@@ -23,6 +23,7 @@ enum { FILES_MAX = 65536 };
 struct fetch {
 	struct client *client;
 	const char *job, *out_dir;
+	const char *format;     /* only the files of this folder, and without it; NULL: all */
 	char staging[PATH_MAX];
 	bool inside;            /* staging lies in out_dir */
 	uint64_t total, done;   /* bytes */
@@ -148,6 +149,16 @@ static int read_wanted(const struct json *item, struct wanted *w, struct err *er
 	return 0;
 }
 
+/* Where a file goes below out_dir; NULL when it is not wanted. */
+static const char *local_path(const struct fetch *f, const char *path)
+{
+	const size_t len = f->format ? strlen(f->format) : 0;
+
+	if (!f->format)
+		return path;
+	return strncmp(path, f->format, len) == 0 && path[len] == '/' ? path + len + 1 : NULL;
+}
+
 static void show_fetched(void *ctx, uint64_t bytes)
 {
 	const struct fetch *f = ctx;
@@ -225,7 +236,9 @@ static int fetch_one(struct fetch *f, const struct json *item, struct err *err)
 
 	if (read_wanted(item, &w, err) != 0)
 		return -1;
-	file = path_join(f->staging, w.path);
+	if (!local_path(f, w.path))
+		return 0;
+	file = path_join(f->staging, local_path(f, w.path));
 	if (!file)
 		return err_set_nomem(err, "a path");
 	slash = strrchr(file, '/');
@@ -252,8 +265,10 @@ static int check_list(struct fetch *f, const struct json *items, struct err *err
 	for (const struct json *i = json_first(items); i; i = json_next(i)) {
 		if (read_wanted(i, &w, err) != 0)
 			return -1;
-		f->total += w.bytes;
+		f->total += local_path(f, w.path) ? w.bytes : 0;
 	}
+	if (f->format && f->total == 0)
+		return err_set(err, ERR_NOT_FOUND, "job %s has no files of format %s", f->job, f->format);
 	if (disk_free(f->staging, &room, err) != 0)
 		return -1;
 	if (f->total > room)
@@ -327,7 +342,12 @@ static int put_in_place(struct fetch *f, struct err *err)
 
 int fetch_job(struct client *c, const char *job, const char *out_dir, struct err *err)
 {
-	struct fetch f = { .client = c, .job = job, .out_dir = out_dir };
+	return fetch_format(c, job, NULL, out_dir, err);
+}
+
+int fetch_format(struct client *c, const char *job, const char *format, const char *out_dir, struct err *err)
+{
+	struct fetch f = { .client = c, .job = job, .out_dir = out_dir, .format = format };
 
 	if (fetch_check_target(out_dir, job, err) != 0 || name_staging(&f, err) != 0 ||
 	    dir_make(f.staging, err) != 0 || fetch_all(&f, err) != 0)

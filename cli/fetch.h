@@ -20,6 +20,8 @@ enum { FETCH_DEPTH_MAX = 4 };
 int fetch_check_target(const char *out_dir, const char *job, struct err *err);
 /* After a failure the staging folder stays, and the same call continues it. */
 int fetch_job(struct client *c, const char *job, const char *out_dir, struct err *err);
+/* Only the files of one format; out_dir then holds what OUT_DIR/<format>/ of the whole result does. */
+int fetch_format(struct client *c, const char *job, const char *format, const char *out_dir, struct err *err);
 /* Removes what a failed fetch_job() has left. */
 int fetch_discard(const char *job, const char *out_dir, struct err *err);
 /* Whether a path from the server may be written below a folder. */

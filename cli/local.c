@@ -15,6 +15,7 @@
 #include "cli/child.h"
 #include "cli/command.h"
 #include "cli/interrupt.h"
+#include "cli/place.h"
 #include "cli/text.h"
 #include "common/alloc.h"
 #include "common/clock.h"
@@ -77,17 +78,10 @@ static int find_programs(struct local *l, struct err *err)
 	return 0;
 }
 
-/* $TMPDIR, else /var/tmp (meant for large files), else /tmp. */
 static int make_temporary(struct local *l, struct err *err)
 {
-	const char *base = getenv("TMPDIR");
-
-	if (!base || !*base)
-		base = access("/var/tmp", W_OK) == 0 ? "/var/tmp" : "/tmp";
-	if (inside(base, "quarry-XXXXXX", l->folder, err) != 0)
+	if (temporary_folder(l->folder, err) != 0)
 		return -1;
-	if (!mkdtemp(l->folder))
-		return err_set_errno(err, errno, "cannot make a temporary folder in %s", base);
 	l->temporary = true;
 	return 0;
 }

@@ -16,7 +16,7 @@
 
 static const struct command *const commands[] = {
 	&cmd_quantize, &cmd_eval, &cmd_submit, &cmd_jobs, &cmd_show, &cmd_watch, &cmd_cancel, &cmd_retry,
-	&cmd_fetch, &cmd_workers,
+	&cmd_fetch, &cmd_workers, &cmd_convert, &cmd_inspect, &cmd_dequantize,
 };
 
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };

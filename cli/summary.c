@@ -17,7 +17,7 @@ static bool is_weights(const char *name)
 {
 	const char *dot = strrchr(name, '.');
 
-	return dot && strcmp(dot, ".safetensors") == 0;
+	return dot && (strcmp(dot, ".safetensors") == 0 || strcmp(dot, ".gguf") == 0);
 }
 
 double weights_bytes(const char *dir)

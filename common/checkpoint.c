@@ -225,30 +225,50 @@ static void check_tensors(struct checkpoint *ck, struct findings *f)
 
 /* --- the whole ---------------------------------------------------------------- */
 
+/* Shards and index against each other, and with `config_ok` against the configuration. */
+static void open_files(struct checkpoint *ck, struct findings *f, bool config_ok)
+{
+	struct json *index = NULL;
+
+	checkpoint_load_files(ck, f, &index);
+	if (!f->failed && ck->file_count > 0 && gather_entries(ck, f)) {
+		check_twice(ck, f);
+		if (index)
+			check_index(ck, f, index);
+		if (config_ok)
+			check_tensors(ck, f);
+	}
+	json_free(index);
+}
+
+static int end_open(struct checkpoint *ck, struct findings *f)
+{
+	if (findings_result(f) == 0)
+		return 0;
+	checkpoint_close(ck);
+	return -1;
+}
+
 int checkpoint_open(struct checkpoint *ck, struct source *source, struct problems *problems,
 		    struct err *err)
 {
 	struct findings f = { .list = problems, .err = err };
-	struct json *index = NULL;
 	bool config_ok;
 
 	*ck = (struct checkpoint){ .source = source };
 	config_ok = read_config(ck, &f);
 	if (!f.failed)
-		checkpoint_load_files(ck, &f, &index);
-	if (!f.failed && ck->file_count > 0 && gather_entries(ck, &f)) {
-		check_twice(ck, &f);
-		if (index)
-			check_index(ck, &f, index);
-		if (config_ok)
-			check_tensors(ck, &f);
-	}
-	json_free(index);
-	if (findings_result(&f) != 0) {
-		checkpoint_close(ck);
-		return -1;
-	}
-	return 0;
+		open_files(ck, &f, config_ok);
+	return end_open(ck, &f);
+}
+
+int checkpoint_open_files(struct checkpoint *ck, struct source *source, struct problems *problems, struct err *err)
+{
+	struct findings f = { .list = problems, .err = err };
+
+	*ck = (struct checkpoint){ .source = source };
+	open_files(ck, &f, false);
+	return end_open(ck, &f);
 }
 
 void checkpoint_close(struct checkpoint *ck)

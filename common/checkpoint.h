@@ -32,6 +32,9 @@ struct checkpoint {
 /* -1: err = the first problem, all in `problems` (may be NULL). */
 int checkpoint_open(struct checkpoint *ck, struct source *source, struct problems *problems,
 		    struct err *err);
+/* Only the index and the headers, which may hold any tensors: config.json is not looked at, ck->config stays empty.
+ * For checkpoints that are quantized; checkpoint_read_*() give their float tensors. */
+int checkpoint_open_files(struct checkpoint *ck, struct source *source, struct problems *problems, struct err *err);
 void checkpoint_close(struct checkpoint *ck);
 
 /* The tensor and (optional) its file; NULL when absent. */

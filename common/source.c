@@ -28,3 +28,13 @@ char *source_read_all(struct source *s, const char *file, size_t limit, size_t *
 	*len = (size_t)bytes;
 	return text;
 }
+
+char *source_read_optional(struct source *s, const char *file, size_t limit, size_t *len, struct err *err)
+{
+	struct err reason = ERR_INIT;
+	char *text = source_read_all(s, file, limit, len, &reason);
+
+	if (!text && reason.code != ERR_NOT_FOUND)
+		*err = reason;
+	return text;
+}

@@ -27,5 +27,7 @@ struct source *source_dir_open(const char *dir, struct err *err);
 /* Whole file of at most `limit` bytes, NUL-terminated; free with mem_free(). */
 char *source_read_all(struct source *s, const char *file, size_t limit, size_t *len,
 		      struct err *err);
+/* The same for a file that need not be there: NULL without err then. */
+char *source_read_optional(struct source *s, const char *file, size_t limit, size_t *len, struct err *err);
 
 #endif

@@ -5,14 +5,28 @@
 #include "common/utf8.h"
 #include "formats/read_parts.h"
 
+/* Words are taken in one after another, codes out from the low end. */
+static void read_row(const void *words, size_t first, size_t cols, int bits, uint8_t *codes)
+{
+	const uint64_t mask = ((uint64_t)1 << bits) - 1;
+	uint64_t held = 0;
+	int count = 0;
+
+	for (size_t k = 0; k < cols; k++) {
+		if (count < bits) {
+			held |= (uint64_t)read_field(words, first++, 1, 0, 32) << count;
+			count += 32;
+		}
+		codes[k] = (uint8_t)(held & mask);
+		held >>= bits;
+		count -= bits;
+	}
+}
+
 static void read_codes(const struct stored_tensor *t, struct stored_module *m)
 {
-	const size_t words = (size_t)t->shape[1];
-	const uint64_t bits = (uint64_t)m->settings.bits;
-
 	for (size_t n = 0; n < m->rows; n++)
-		for (size_t k = 0; k < m->cols; k++)
-			m->codes[n * m->cols + k] = (uint8_t)read_field(t->bytes, n * words, 1, bits * k, m->settings.bits);
+		read_row(t->bytes, n * (size_t)t->shape[1], m->cols, m->settings.bits, m->codes + n * m->cols);
 }
 
 /* --- packed -------------------------------------------------------------------------------------- */

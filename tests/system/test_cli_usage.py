@@ -10,7 +10,8 @@ from command import one_sentence, quarry, tree  # noqa: E402
 from fleet import ROOT, Tap, free_port  # noqa: E402
 
 TINY = os.path.join(ROOT, "examples/fable-tiny")
-COMMANDS = ("quantize", "eval", "submit", "jobs", "show", "watch", "cancel", "retry", "fetch", "workers")
+COMMANDS = ("quantize", "eval", "submit", "jobs", "show", "watch", "cancel", "retry", "fetch", "workers",
+            "convert", "inspect", "dequantize")
 AWAY = "http://127.0.0.1:1"
 
 # arguments, exit status, parts of the sentence; OUT, EMPTY, FULL, FILE stand for paths of the test's folder.
@@ -68,6 +69,30 @@ TABLE = [
     (["show", "a/b", "--server", AWAY], 2, ["'a/b' is not the id of a job"]),
     (["fetch", "j_1", "--server", AWAY], 2, ["no output folder named"]),
     (["fetch", "j_1", "-o", "FULL", "--server", AWAY], 1, ["FULL is not empty"]),
+    (["convert"], 2, ["too few arguments", "--format LIST -o OUT_DIR"]),
+    (["convert", TINY, "--format", "mlx"], 2, ["no output folder named", "-o OUT_DIR"]),
+    (["convert", TINY, "-o", "OUT"], 2, ["no format named", "--format mlx,gguf"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlz"], 2, ["unknown format 'mlz'", "did you mean 'mlx'?"]),
+    (["convert", TINY, "-o", "OUT", "--format", "exllamav3"], 2, ["unknown format 'exllamav3'", "compressed-tensors"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlx,"], 2, ["unknown format ''"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlx,gguf,mlx"], 2, ["--format names mlx twice"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlx", "--embeddings", "5"], 2, ["--embeddings", "must be 16"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlx", "--max-shard-size", "big"], 2, ["--max-shard-size", "5GB"]),
+    (["convert", TINY, "-o", "FILE", "--format", "mlx"], 1, ["FILE is not a folder"]),
+    (["convert", "/nowhere/model", "-o", "OUT", "--format", "mlx"], 1, ["cannot open /nowhere/model", "No such file"]),
+    (["convert", "EMPTY", "-o", "OUT", "--format", "mlx"], 1, ["config.json"]),
+    (["convert", "FILE", "-o", "OUT", "--format", "mlx"], 1, ["FILE", "is no gguf file"]),
+    (["convert", "j 1", "-o", "OUT", "--format", "mlx"], 2, ["no folder or file here", "'j 1' is not the id of a job"]),
+    (["convert", "j_1", "-o", "OUT", "--format", "mlx"], 2, ["j_1 is no folder or file here", "no coordinator named"]),
+    (["convert", "j_1", "-o", "OUT", "--format", "mlx", "--server", AWAY], 1, ["cannot reach the server"]),
+    (["convert", TINY, "-o", "OUT", "--format", "mlx"], 1, ["mlx: no module of the checkpoint is quantized"]),
+    (["inspect"], 2, ["too few arguments"]),
+    (["inspect", "/nowhere"], 1, ["cannot open /nowhere"]),
+    (["inspect", "EMPTYFILE"], 1, ["EMPTYFILE"]),
+    (["dequantize", TINY], 2, ["no output folder named", "-o OUT_DIR"]),
+    (["dequantize", TINY, "-o", "OUT", "--dtype", "f64"], 2, ["--dtype 'f64' is not bf16, f16 or f32"]),
+    (["dequantize", TINY, "-o", "FULL"], 1, ["FULL is not empty"]),
+    (["dequantize", "/nowhere", "-o", "OUT"], 1, ["cannot open /nowhere"]),
     (["submit", "--server", AWAY], 2, ["either a MODEL_DIR to upload or --server-path"]),
     (["submit", TINY, "--server-path", "/x", "--server", AWAY], 2, ["either a MODEL_DIR"]),
     (["submit", "/nowhere", "--server", AWAY], 2, ["/nowhere is not a folder"]),
