@@ -41,6 +41,7 @@ programs := $(OUT)/quarry-server $(OUT)/quarry-worker $(OUT)/quarry
 unit_tests := $(patsubst tests/unit/%.c,$(OUT)/tests/%,$(src_tests))
 test_tools := $(patsubst tests/tools/%.c,$(OUT)/tools/%,$(wildcard tests/tools/*.c))
 system_tests := $(sort $(wildcard tests/system/test_*.sh tests/system/test_*.py))
+runtime_tests := $(sort $(wildcard tests/runtimes/test_*.py))
 
 .PHONY: all help
 all: $(programs)
@@ -96,11 +97,11 @@ $(eval $(call archive_rule,cli))
 
 link = $(CC) $(Q_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(call libs,$(1)) -lm
 
-$(OUT)/quarry-server: $(call obj,server/main.c) $(OUT)/libserver.a $(OUT)/libcommon.a
+$(OUT)/quarry-server: $(call obj,server/main.c) $(OUT)/libserver.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	$(call link,server)
-$(OUT)/quarry-worker: $(call obj,worker/main.c) $(OUT)/libworker.a $(OUT)/libcommon.a
+$(OUT)/quarry-worker: $(call obj,worker/main.c) $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	$(call link,worker)
-$(OUT)/quarry: $(call obj,cli/main.c) $(OUT)/libcli.a $(OUT)/libcommon.a
+$(OUT)/quarry: $(call obj,cli/main.c) $(OUT)/libcli.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	$(call link,cli)
 
 $(OUT)/tests/%: $(OUT)/obj/tests/unit/%.o $(call obj,$(src_testlib)) $(OUT)/libserver.a $(OUT)/libworker.a $(OUT)/libcli.a $(OUT)/libformats.a $(OUT)/libcommon.a
@@ -125,13 +126,15 @@ $(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libformats.
 ## check         every test; the last line is "N passed, N failed"
 ## check-unit    the C tests (T="name ..." picks some)
 ## check-system  the tests that run the built programs (T="name ..." picks some)
+## check-runtimes  results in mlx-lm, llama.cpp and transformers, whose packages it installs into $(OUT)/test-venv
+##               (QUARRY_RUNTIMES=full: larger models of ../shared too)
 ## check-server  the tests of the coordinator, for SAN=thread
 ## check-source  source rules: include directions, banned functions, routes = api.yaml
 ## demo          quantize the sample model to 2 bits and print what it cost
 ## bench         measurements, as ratios to a limit or rival of the same run
 ## install       programs into $(DESTDIR)$(PREFIX)/bin
 ## clean         remove $(OUT)
-.PHONY: deps deps-tests check-run demo-run check check-unit check-system check-source check-server demo bench install clean tests
+.PHONY: deps deps-tests check-run demo-run check check-unit check-system check-runtimes check-source check-server demo bench install clean tests
 picked = $(if $(T),$(foreach t,$(T),$(filter %/test_$(t) %/test_$(t).sh %/test_$(t).py,$(1))),$(1))
 
 # What holds the coordinator, for SAN=thread: its threads are the ones that share memory.
@@ -153,11 +156,13 @@ demo: deps
 	@$(MAKE) --no-print-directory $(all_cores) -s demo-run
 
 check-run: tests
-	QUARRY_BUILD=$(abspath $(OUT)) tests/run deploy/check-source $(unit_tests) $(system_tests)
+	QUARRY_BUILD=$(abspath $(OUT)) tests/run deploy/check-source $(unit_tests) $(system_tests) $(if $(RUNTIMES),$(runtime_tests))
 check-unit: $(call picked,$(unit_tests)) $(programs)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(unit_tests))
 check-system: $(programs) $(test_tools)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(call picked,$(system_tests))
+check-runtimes: $(programs) $(test_tools)
+	tests/runtimes/run $(abspath $(OUT)) $(call picked,$(runtime_tests))
 check-server: $(programs) $(server_unit_tests)
 	QUARRY_BUILD=$(abspath $(OUT)) tests/run $(server_unit_tests) $(server_system_tests)
 check-source:

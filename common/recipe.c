@@ -18,14 +18,15 @@ static const char *const kind_words[] = { "quantize", "evaluate", NULL };
 static const char *const effort_words[] = { "fast", "balanced", "best", NULL };
 static const char *const distill_words[] = { "none", "block", "end-to-end", "full", NULL };
 static const char *const propagate_words[] = { "original", "quantized", NULL };
-static const char *const known_formats[] = {
-	"dense", "packed", "compressed-tensors", "gptq", "awq", "mlx", "gguf", NULL,
+/* The names of output_formats (formats/output.h), which this folder does not see; a test holds the lists equal. */
+const char *const recipe_format_words[] = {
+	"packed", "mlx", "gguf", "compressed-tensors", "gptq", "awq", "dense", "dense-f16", "dense-f32", NULL,
 };
-enum { FORMATS_WRITTEN = 2 }; /* of known_formats */
 
 enum field_type {
 	FIELD_WORD,      /* an enum, by `words` */
 	FIELD_INT64, FIELD_UINT64,
+	FIELD_TABLE,     /* 16, 8, 6 or 4; 0 too where that is the minimum */
 	FIELD_BOOL,
 	FIELD_TEXT,
 	FIELD_OPTIONAL,  /* a text or null */
@@ -55,6 +56,8 @@ static const struct field {
 	{ "eval", FIELD_EVALS, 0, 0, 0, NULL },
 	{ "eval_windows", FIELD_INT64, offsetof(struct recipe, eval_windows), 0, INTEGER_MAX, NULL },
 	{ "reference", FIELD_OPTIONAL, offsetof(struct recipe, reference), 0, 0, NULL },
+	{ "embeddings", FIELD_TABLE, offsetof(struct recipe, embeddings), 4, 16, NULL },
+	{ "lm_head", FIELD_TABLE, offsetof(struct recipe, lm_head), 0, 16, NULL },
 	{ "format", FIELD_FORMATS, 0, 0, 0, NULL },
 	{ "override", FIELD_OVERRIDES, 0, 0, 0, NULL },
 };
@@ -90,6 +93,7 @@ void recipe_init(struct recipe *r)
 		.kind = RECIPE_QUANTIZE, .bits = 4, .group_size = 64, .method = METHOD_NEUQI,
 		.zero_point = ZERO_FLOAT, .rounding = ROUND_LDLQ, .propagate = PROPAGATE_ORIGINAL,
 		.samples = 128, .max_shard_size = 5000000000u, .eval_windows = BUILTIN_WINDOWS,
+		.embeddings = 16,
 	};
 	recipe_apply_effort(r, EFFORT_BALANCED);
 	r->calibration = mem_strdup("builtin");
@@ -176,17 +180,15 @@ static int read_evals(struct findings *f, const struct json *value, struct recip
 
 static int check_format(struct findings *f, const char *name, const struct recipe *r)
 {
-	char shown[UTF8_SHOWN_MAX];
+	char shown[UTF8_SHOWN_MAX], list[160];
 	int known = 0;
 
-	while (known_formats[known] && strcmp(known_formats[known], name) != 0)
+	while (recipe_format_words[known] && strcmp(recipe_format_words[known], name) != 0)
 		known++;
-	if (!known_formats[known])
-		return findings_add(f, ERR_INVALID, "\"format\" names \"%s\", which is unknown; accepted "
-				    "are dense and packed", utf8_show(shown, name));
-	if (known >= FORMATS_WRITTEN)
-		return findings_add(f, ERR_UNSUPPORTED, "\"format\" names \"%s\", which this version does "
-				    "not write; accepted are dense and packed", name);
+	recipe_join_words(recipe_format_words, list, sizeof(list));
+	if (!recipe_format_words[known])
+		return findings_add(f, ERR_INVALID, "\"format\" names \"%s\", which is unknown; accepted are %s",
+				    utf8_show(shown, name), list);
 	for (size_t i = 0; i < r->format_count; i++)
 		if (strcmp(r->formats[i], name) == 0)
 			return findings_add(f, ERR_INVALID, "\"format\" names \"%s\" twice", name);
@@ -224,6 +226,17 @@ static int read_number(struct findings *f, const struct field *field, const stru
 		*(int64_t *)member(r, field) = number;
 	else
 		*(uint64_t *)member(r, field) = (uint64_t)number;
+	return 0;
+}
+
+static int read_table(struct findings *f, const struct field *field, const struct json *value, struct recipe *r)
+{
+	const double bits = json_number(value, -1);
+
+	if (bits != 16 && bits != 8 && bits != 6 && bits != 4 && (bits != 0 || field->min > 0))
+		return findings_add(f, ERR_INVALID, "\"%s\" must be 16 (as the source has it), 8, 6 or 4%s", field->name,
+				    field->min > 0 ? "" : ", or 0 for the default");
+	*(int64_t *)member(r, field) = (int64_t)bits;
 	return 0;
 }
 
@@ -268,6 +281,8 @@ static int read_field(struct findings *f, const struct field *field, const struc
 	case FIELD_INT64:
 	case FIELD_UINT64:
 		return read_number(f, field, value, r);
+	case FIELD_TABLE:
+		return read_table(f, field, value, r);
 	case FIELD_BOOL:
 		return read_bool(f, field, value, r);
 	case FIELD_TEXT:
@@ -399,6 +414,7 @@ static struct json *write_field(const struct field *field, const struct recipe *
 	case FIELD_WORD:
 		return json_new_string(field->words[*(const unsigned *)member(r, field)]);
 	case FIELD_INT64:
+	case FIELD_TABLE:
 		return json_new_number((double)*(const int64_t *)member(r, field));
 	case FIELD_UINT64:
 		return json_new_number((double)*(const uint64_t *)member(r, field));

@@ -60,7 +60,9 @@ struct recipe {
 	size_t eval_count;
 	int64_t eval_windows;           /* at most so many windows per text, 0 = all; builtin: 16 */
 	char *reference;                /* evaluate: the id of a model to compare with, or NULL */
-	char **formats; size_t format_count; /* "dense"; packed is always written */
+	int64_t embeddings, lm_head;    /* bits of the tables outside the blocks: 16 = untouched, 8, 6, 4. lm_head 0: 16, or
+					 * what `embeddings` says where the head is the embedding; see plan_resolve() */
+	char **formats; size_t format_count; /* of recipe_format_words; packed is always written */
 	struct recipe_override *overrides; size_t override_count;
 };
 
@@ -82,13 +84,17 @@ struct module_settings {
 	enum zero_point zero_point;
 	bool symmetric;
 	enum rounding rounding;
+	/* With float zero-points: every z is a multiple of 1/zero_parts, 0 = any number. No user's setting: the planner
+	 * takes it from the formats that are wanted. */
+	unsigned zero_parts;
 };
 int recipe_module(const struct recipe *r, const char *module, struct module_settings *out,
 		  struct err *err);
 /* 0 when groups of `group_size` (or -1) divide `cols`; else -1 and a sentence in `problems` (may be
  * NULL) that says which powers of two do. */
 int recipe_check_group(size_t cols, int64_t group_size, const char *module, struct problems *problems);
-/* Adds every setting to an object that has none; -1 when out of memory. All must be there to read. */
+/* Adds every setting to an object that has none; -1 when out of memory. All must be there to read but "zero_parts",
+ * which is written when it is not 0. */
 int module_settings_to_json(const struct module_settings *s, struct json *object);
 int module_settings_from_json(struct module_settings *s, const struct json *object, struct err *err);
 
@@ -100,6 +106,7 @@ bool recipe_distills_model(const struct recipe *r);     /* end-to-end, in a task
 int64_t recipe_distill_sequences(const struct recipe *r);
 int64_t recipe_sequences(const struct recipe *r);
 
+extern const char *const recipe_format_words[];         /* ends with NULL */
 const char *effort_name(enum effort e);                 /* the wire words */
 const char *distill_name(enum distill d);
 const char *init_method_name(enum init_method m);

@@ -5,6 +5,8 @@
 #include "common/recipe_fields.h"
 #include "common/utf8.h"
 
+enum { ZERO_PARTS_MAX = 128 };
+
 int module_settings_to_json(const struct module_settings *s, struct json *object)
 {
 	struct recipe_override holder = {
@@ -12,9 +14,19 @@ int module_settings_to_json(const struct module_settings *s, struct json *object
 		.zero_point = (int)s->zero_point, .symmetric = s->symmetric, .rounding = (int)s->rounding,
 	};
 
-	if (json_set_bool(object, "skip", s->skip) != 0)
+	if (json_set_bool(object, "skip", s->skip) != 0 || recipe_settings_write(&holder, object) != 0)
 		return -1;
-	return recipe_settings_write(&holder, object);
+	return s->zero_parts ? json_set_int(object, "zero_parts", s->zero_parts) : 0;
+}
+
+static int read_zero_parts(struct findings *f, const struct json *value, unsigned *out)
+{
+	int64_t parts = 0;
+
+	if (value && recipe_read_int(f, "zero_parts", value, 1, ZERO_PARTS_MAX, &parts) != 0)
+		return -1;
+	*out = (unsigned)parts;
+	return 0;
 }
 
 int module_settings_from_json(struct module_settings *s, const struct json *object, struct err *err)
@@ -24,16 +36,18 @@ int module_settings_from_json(struct module_settings *s, const struct json *obje
 	};
 	struct findings f = { .err = err };
 	struct recipe_override holder = RECIPE_KEEP_ALL;
+	unsigned zero_parts = 0;
 
 	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
 		recipe_setting_read(&f, keys[i], json_get(object, keys[i]), &holder);
+	read_zero_parts(&f, json_get(object, "zero_parts"), &zero_parts);
 	if (findings_result(&f) != 0)
 		return -1;
 	*s = (struct module_settings){
 		.skip = json_get_bool(object, "skip", false), .bits = holder.bits,
 		.group_size = holder.group_size, .method = (enum init_method)holder.method,
 		.zero_point = (enum zero_point)holder.zero_point, .symmetric = holder.symmetric == 1,
-		.rounding = (enum rounding)holder.rounding,
+		.rounding = (enum rounding)holder.rounding, .zero_parts = zero_parts,
 	};
 	return 0;
 }

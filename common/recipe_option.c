@@ -26,7 +26,8 @@ static const struct option { const char *name; enum form form; } options[] = {
 	{ "train_codes", FORM_FLAG }, { "propagate", FORM_WORD },
 	{ "samples", FORM_INTEGER }, { "seq_len", FORM_INTEGER }, { "seed", FORM_INTEGER },
 	{ "max_shard_size", FORM_SIZE }, { "calibration", FORM_WORD }, { "eval", FORM_REPEATED },
-	{ "eval_windows", FORM_INTEGER }, { "format", FORM_LIST }, { "override", FORM_OVERRIDE },
+	{ "eval_windows", FORM_INTEGER }, { "embeddings", FORM_INTEGER }, { "lm_head", FORM_INTEGER },
+	{ "format", FORM_LIST }, { "override", FORM_OVERRIDE },
 };
 
 static const struct option *find_option(const char *name)

@@ -50,6 +50,14 @@ struct codec_values {
 	const float *scales, *zeros;    /* (N,K/group) */
 };
 
+/* What becomes of an embedding or head that was asked for in fewer than 16 bits (formats/embedding.h). */
+enum codec_tables {
+	CODEC_TABLES_REFUSED,
+	CODEC_TABLES_CARRIED,           /* stored as the source has them, the bits noted in config.json */
+	CODEC_TABLES_ROUNDED,           /* <name>.weight in the format's dtype, rounded first */
+	CODEC_TABLES_CODED,             /* modules like those of the blocks, 8 and 4 bits */
+};
+
 struct codec {
 	const char *name;               /* in recipes, and the folder's name */
 	const char *about;              /* a sentence for the model card */
@@ -58,6 +66,7 @@ struct codec {
 	bool meta_modules;              /* metadata holds the settings of the file's modules */
 	const char *config_dtype;       /* dtype written to config.json; NULL keeps the source's */
 	const char *other_dtype;        /* dtype ("F16") of tensors that are not quantized; NULL keeps the source's */
+	enum codec_tables tables;
 	bool always_index;              /* an index file also for one shard */
 	const char *extra_file;         /* a file that holds config()'s "quantization_config" alone, or NULL */
 

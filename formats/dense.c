@@ -191,19 +191,19 @@ static int encode_f32(const struct codec_module *m, const struct codec_values *v
 }
 
 const struct codec codec_dense = {
-	.name = "dense", .config_dtype = "bfloat16", .meta_format = "pt",
+	.name = "dense", .config_dtype = "bfloat16", .meta_format = "pt", .tables = CODEC_TABLES_ROUNDED,
 	.about = "quantized weights written out as BF16; loads wherever the original model does",
 	.check = check, .tensors = tensors_bf16, .encode = encode_bf16,
 };
 
 const struct codec codec_dense_f16 = {
-	.name = "dense-f16", .config_dtype = "float16", .other_dtype = "F16", .meta_format = "pt",
+	.name = "dense-f16", .config_dtype = "float16", .other_dtype = "F16", .meta_format = "pt", .tables = CODEC_TABLES_ROUNDED,
 	.about = "quantized weights written out as F16, for runtimes without BF16",
 	.check = check, .tensors = tensors_f16, .encode = encode_f16,
 };
 
 const struct codec codec_dense_f32 = {
-	.name = "dense-f32", .config_dtype = "float32", .other_dtype = "F32", .meta_format = "pt",
+	.name = "dense-f32", .config_dtype = "float32", .other_dtype = "F32", .meta_format = "pt", .tables = CODEC_TABLES_ROUNDED,
 	.about = "quantized weights written out as F32, without any rounding; for comparisons",
 	.check = check, .tensors = tensors_f32, .encode = encode_f32,
 };

@@ -179,6 +179,7 @@ static int config(const struct codec_module *modules, size_t count, const struct
 
 const struct codec codec_mlx = {
 	.name = "mlx", .meta_format = "mlx", .config_dtype = "float16", .other_dtype = "F16", .always_index = true,
+	.tables = CODEC_TABLES_CODED,
 	.about = "MLX affine quantization for mlx-lm; zero-points kept exactly as biases",
 	.check = check, .tensors = tensors, .encode = encode, .config = config,
 };

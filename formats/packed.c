@@ -66,7 +66,7 @@ static int config(const struct codec_module *modules, size_t count, const struct
 }
 
 const struct codec codec_packed = {
-	.name = "packed", .always = true, .meta_format = "quarry-packed", .meta_modules = true,
+	.name = "packed", .always = true, .meta_format = "quarry-packed", .meta_modules = true, .tables = CODEC_TABLES_CARRIED,
 	.about = "codes, scales and zero-points exactly as quantized; the source of every other format",
 	.check = check, .tensors = tensors, .encode = encode, .config = config,
 };

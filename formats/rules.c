@@ -7,6 +7,7 @@
 #include "common/alloc.h"
 #include "common/buf.h"
 #include "common/utf8.h"
+#include "formats/gguf_blocks.h"
 
 enum { SENTENCE_MAX = 1024 };
 
@@ -20,14 +21,17 @@ static bool is_dense(const struct codec *c)
 /* "mlx and gptq hold this module as it is" */
 void rule_what_fits(const struct codec_module *m, struct buf *out)
 {
-	const struct codec *fit[32];
+	const char *fit[32];
+	enum gguf_type type;
 	size_t count = 0;
 
-	for (const struct codec *const *c = codec_list; *c && count < 32; c++)
+	for (const struct codec *const *c = codec_list; *c && count < 31; c++)
 		if (!(*c)->always && !is_dense(*c) && (*c)->check(m, NULL) == 0)
-			fit[count++] = *c;
+			fit[count++] = (*c)->name;
+	if (m->layer >= 0 && gguf_choose(m, &type, NULL) == 0)
+		fit[count++] = "gguf";
 	for (size_t i = 0; i < count; i++)
-		buf_printf(out, "%s%s", i == 0 ? "" : i + 1 == count ? " and " : ", ", fit[i]->name);
+		buf_printf(out, "%s%s", i == 0 ? "" : i + 1 == count ? " and " : ", ", fit[i]);
 	buf_puts(out, count == 0 ? "dense holds" : count == 1 ? " holds" : " hold");
 	buf_puts(out, " this module as it is");
 }

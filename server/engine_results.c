@@ -103,7 +103,7 @@ static int store_file(struct tx *tx, const struct task_ref *t, const char *sha25
 	if (!spec)
 		return -1;
 	snprintf(path, sizeof(path), "%s/%s", json_get_string(spec, "format", "?"),
-		 json_get_string(spec, "file", "?"));
+		 json_get_string(spec, "name", "?"));
 	json_free(spec);
 	rc = store_exec(tx->db, SQL_FILE_ADD, err, sql_i(t->job), sql_t(path), sql_t(sha256), sql_i(bytes));
 	return rc < 0 ? -1 : 0;

@@ -19,6 +19,7 @@ static void submit_deinit(struct submit *s)
 {
 	problems_deinit(&s->problems);
 	mem_free(s->model_name);
+	mem_free(s->model_path);
 	mem_free(s->reference_name);
 	mem_free(s->config_text);
 	json_free(s->tensors);
@@ -58,16 +59,18 @@ static int note_problem(struct submit *s, const struct err *why, size_t listed_b
 
 /* --- the model ---------------------------------------------------------------- */
 
-static int load_model_row(struct submit *s, const char *id, struct json **path)
+static int load_model_row(struct submit *s, const char *id)
 {
 	struct query *q = store_select(s->tx->db, SQL_MODEL_PLAN, s->err, sql_t(id));
 	int found = query_next(q, s->err);
+	bool nomem = false;
 
 	if (found == 1) {
 		s->model_pk = query_int(q, 0);
 		snprintf(s->model_id, sizeof(s->model_id), "%s", query_text(q, 1));
 		s->model_name = mem_strdup(query_text(q, 2));
-		*path = query_is_null(q, 3) ? NULL : json_new_string(query_text(q, 3));
+		s->model_path = query_is_null(q, 3) ? NULL : mem_strdup(query_text(q, 3));
+		nomem = !s->model_path && !query_is_null(q, 3);
 		s->plan_request.model_bytes = (uint64_t)query_int(q, 4);
 		s->config_text = mem_strdup(query_text(q, 5));
 		s->tensors = json_parse_stored(query_text(q, 6), s->err);
@@ -77,7 +80,7 @@ static int load_model_row(struct submit *s, const char *id, struct json **path)
 		return err_set(s->err, ERR_NOT_FOUND, "there is no model '%.80s'", id);
 	if (found < 0 || !s->tensors)
 		return -1;
-	if (!s->model_name || !s->config_text)
+	if (!s->model_name || !s->config_text || nomem)
 		return err_set_nomem(s->err, "the model");
 	return model_config_parse(&s->config, s->config_text, strlen(s->config_text), NULL, s->err);
 }
@@ -125,17 +128,11 @@ static int load_files(struct submit *s, const char *folder)
 
 static int load_model(struct submit *s)
 {
-	struct json *path = NULL;
 	const char *id;
-	int rc;
 
-	if (json_require_string(s->request->body, "model", &id, s->err) != 0)
+	if (json_require_string(s->request->body, "model", &id, s->err) != 0 || load_model_row(s, id) != 0)
 		return -1;
-	rc = load_model_row(s, id, &path);
-	if (rc == 0)
-		rc = load_files(s, json_string(path, NULL));
-	json_free(path);
-	return rc;
+	return load_files(s, s->model_path);
 }
 
 /* --- recipe and texts --------------------------------------------------------- */
@@ -222,7 +219,7 @@ static int plan_submission(struct submit *s)
 {
 	if (load_model(s) != 0 || load_recipe(s) != 0 || load_texts(s) != 0)
 		return -1;
-	if (s->problems.count == 0 && make_plan(s) != 0)
+	if (s->problems.count == 0 && (make_plan(s) != 0 || submit_check_texts(s) != 0))
 		return -1;
 	return s->problems.count > 0 ? refuse(s) : 0;
 }

@@ -17,7 +17,7 @@ struct submit {
 
 	int64_t model_pk;
 	char model_id[ID_MAX];
-	char *model_name, *config_text;
+	char *model_name, *model_path, *config_text; /* model_path: NULL when it was uploaded */
 	struct json *tensors, *files;
 	const char **shards; uint64_t *shard_bytes; size_t shard_count;
 	struct model_config config;
@@ -35,6 +35,9 @@ struct submit {
 int submit_check_size(struct submit *s, const char *folder, const char *name, int64_t bytes);
 /* engine_submit_reference.c: the recipe's reference, into the plan's request. */
 int submit_load_reference(struct submit *s);
+
+/* engine_submit_texts.c: whether the formats can carry tokenizer and the like; what not becomes a problem. */
+int submit_check_texts(struct submit *s);
 
 /* engine_forecast.c: how long the plan takes on the workers that are there now. */
 int submit_forecast(struct submit *s, bool with_efforts, struct plan_forecast *out);

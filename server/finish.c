@@ -27,7 +27,7 @@ struct finish {
 	struct store *db;
 	struct job_ref job;
 	struct json *report;
-	char *config_text, *model_path;
+	struct finish_outputs outputs;
 	struct finish_file *files; size_t file_count;
 };
 
@@ -72,9 +72,9 @@ static int add_carried(struct finish *f, const char *folder, const char *name, c
 	size_t len;
 	int rc;
 
-	if (!f->model_path)
+	if (!f->outputs.path)
 		return add_row(f, folder, name, sha256, bytes, err);
-	path = path_join(f->model_path, name);
+	path = path_join(f->outputs.path, name);
 	if (!path)
 		return err_set_nomem(err, "a path");
 	text = file_read_all(path, (size_t)bytes, &len, err);
@@ -106,65 +106,108 @@ static int add_all_carried(struct finish *f, const char *folder, struct err *err
 	return rc;
 }
 
-static int add_config(struct finish *f, const struct format *format, struct err *err)
-{
-	char *quantization = NULL;
-	struct buf text;
-	int rc;
-
-	if (format->quant_method) {
-		quantization = finish_quantization(f->db, &f->job, format, json_get(f->report, "recipe"), err);
-		if (!quantization)
-			return -1;
-	}
-	buf_init(&text, FINISH_TEXT_MAX);
-	rc = finish_config(f->config_text, format, quantization, &text, err);
-	if (rc == 0)
-		rc = add_buf(f, format->name, "config.json", &text, err);
-	buf_deinit(&text);
-	mem_free(quantization);
-	return rc;
-}
-
-static int add_index(struct finish *f, const struct format *format, struct err *err)
-{
-	size_t shards = 0;
-	struct buf text;
-	int rc;
-
-	buf_init(&text, FINISH_TEXT_MAX);
-	rc = finish_index(f->db, &f->job, format, &text, &shards, err);
-	if (rc == 0 && shards > 1)
-		rc = add_buf(f, format->name, "model.safetensors.index.json", &text, err);
-	buf_deinit(&text);
-	return rc;
-}
-
-static int add_card(struct finish *f, const struct format *format, struct err *err)
+/* A text that a format may have. */
+static int add_text(struct finish *f, const struct finish_output *out, const char *name,
+		    int (*make)(struct finish *f, const struct finish_output *out, struct buf *text, struct err *err),
+		    struct err *err)
 {
 	struct buf text;
 	int rc;
 
 	buf_init(&text, FINISH_TEXT_MAX);
-	rc = finish_card(f->report, format, &text, err);
-	if (rc == 0)
-		rc = add_buf(f, format->name, "README.md", &text, err);
+	rc = make(f, out, &text, err);
+	if (rc == 0 && (text.len > 0 || buf_failed(&text)))
+		rc = add_buf(f, out->format->name, name, &text, err);
 	buf_deinit(&text);
 	return rc;
 }
 
-static int add_format(struct finish *f, const struct format *format, struct err *err)
+static int make_config(struct finish *f, const struct finish_output *out, struct buf *text, struct err *err)
 {
-	if (add_config(f, format, err) != 0 || add_index(f, format, err) != 0 ||
-	    add_all_carried(f, format->name, err) != 0)
+	return output_config(out->format, &f->outputs.model, f->outputs.config_text, json_get(f->report, "recipe"), text,
+			     err);
+}
+
+static int make_extra(struct finish *f, const struct finish_output *out, struct buf *text, struct err *err)
+{
+	return output_extra(out->format, &f->outputs.model, text, err);
+}
+
+static int make_index(struct finish *f, const struct finish_output *out, struct buf *text, struct err *err)
+{
+	(void)f;
+	return output_index(&out->plan, text, err);
+}
+
+static int make_card(struct finish *f, const struct finish_output *out, struct buf *text, struct err *err)
+{
+	return finish_card(f->report, out->format, text, err);
+}
+
+/* A format without a codec carries everything but the card in its one file. */
+static int add_format(struct finish *f, const struct finish_output *out, struct err *err)
+{
+	const struct codec *codec = out->format->codec;
+
+	if (codec && (add_text(f, out, "config.json", make_config, err) != 0 ||
+		      (codec->extra_file && add_text(f, out, codec->extra_file, make_extra, err) != 0) ||
+		      add_text(f, out, "model.safetensors.index.json", make_index, err) != 0 ||
+		      add_all_carried(f, out->format->name, err) != 0))
 		return -1;
-	return add_card(f, format, err);
+	return add_text(f, out, "README.md", make_card, err);
+}
+
+/* "sha256" of a format: its weights, which the tasks made, and the small files made here. */
+static struct json *digests_of(const struct finish *f, const char *format, struct err *err)
+{
+	const size_t folder = strlen(format);
+	struct json *o = json_new_object();
+	struct query *q = store_select(f->db, SQL_FILES, err, sql_i(f->job.pk), sql_t(""), sql_i(1 << 20));
+	int more, rc = o ? 0 : -1;
+
+	while (rc == 0 && (more = query_next(q, err)) != 0) {
+		const char *path = more == 1 ? query_text(q, 0) : "";
+
+		if (more < 0)
+			rc = -1;
+		else if (strncmp(path, format, folder) == 0 && path[folder] == '/')
+			rc = json_set_string(o, path + folder + 1, query_text(q, 1));
+	}
+	query_done(q);
+	for (size_t i = 0; rc == 0 && i < f->file_count; i++)
+		if (strncmp(f->files[i].path, format, folder) == 0 && f->files[i].path[folder] == '/' &&
+		    !json_get(o, f->files[i].path + folder + 1))
+			rc = json_set_string(o, f->files[i].path + folder + 1, f->files[i].sha256);
+	if (rc == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+/* Model cards are made from the report, so the digests come into it last. */
+static int add_digests(struct finish *f, struct err *err)
+{
+	struct json *all = json_copy(json_get(f->report, "outputs")), *told = json_new_object();
+	int rc = all && told ? 0 : -1;
+
+	for (const struct json *o = json_first(all); rc == 0 && o; o = json_next(o)) {
+		struct json *with = json_copy(o);
+
+		rc = json_set(with, "sha256", digests_of(f, json_key(o), err));
+		rc |= json_set(told, json_key(o), with);
+	}
+	json_free(all);
+	json_remove(f->report, "outputs");
+	if (rc == 0)
+		return json_set(f->report, "outputs", told) == 0 ? 0 : err_set_nomem(err, "the report");
+	json_free(told);
+	return err->code != ERR_NONE ? -1 : err_set_nomem(err, "the report");
 }
 
 static int add_report(struct finish *f, struct err *err)
 {
-	char *text = json_print(f->report, true);
-	int rc = text ? 0 : err_set_nomem(err, "the report");
+	char *text = f->outputs.count == 0 || add_digests(f, err) == 0 ? json_print(f->report, true) : NULL;
+	int rc = text ? 0 : err->code != ERR_NONE ? -1 : err_set_nomem(err, "the report");
 	size_t len = text ? strlen(text) : 0;
 
 	if (rc == 0) {
@@ -175,34 +218,15 @@ static int add_report(struct finish *f, struct err *err)
 	return rc;
 }
 
-static int load_model(struct finish *f, struct err *err)
-{
-	struct query *q = store_select(f->db, SQL_JOB_MODEL, err, sql_i(f->job.pk));
-	int found = query_next(q, err);
-
-	if (found == 1) {
-		f->model_path = query_is_null(q, 2) ? NULL : mem_strdup(query_text(q, 2));
-		f->config_text = mem_strdup(query_text(q, 3));
-	}
-	query_done(q);
-	if (found == 0)
-		return err_set(err, ERR_REFUSED, "the model of the job was deleted");
-	return found == 1 && f->config_text ? 0 : found == 1 ? err_set_nomem(err, "the model") : -1;
-}
-
-/* true when an assemble task wrote this format. */
-static bool format_written(const struct finish *f, const struct format *format)
-{
-	return json_get(json_get(json_get(f->report, "sizes"), "outputs"), format->name) != NULL;
-}
-
 static int make_files(struct finish *f, struct err *err)
 {
-	f->report = finish_report(f->e, f->db, &f->job, err);
-	if (!f->report || load_model(f, err) != 0)
+	if (finish_outputs_read(&f->outputs, f->db, &f->job, err) != 0)
 		return -1;
-	for (const struct format *format = formats; format->name; format++)
-		if (format_written(f, format) && add_format(f, format, err) != 0)
+	f->report = finish_report(f->e, f->db, &f->job, &f->outputs, err);
+	if (!f->report)
+		return -1;
+	for (size_t i = 0; i < f->outputs.count; i++)
+		if (add_format(f, &f->outputs.items[i], err) != 0)
 			return -1;
 	return add_report(f, err);
 }
@@ -283,8 +307,7 @@ static void finish_one(struct engine *e, int64_t pk)
 	if (rc != 0)
 		finish_failed(e, &f.job, &err);
 	json_free(f.report);
-	mem_free(f.config_text);
-	mem_free(f.model_path);
+	finish_outputs_deinit(&f.outputs);
 	mem_free(f.files);
 }
 

@@ -7,6 +7,39 @@
 
 enum { WORST_SHOWN = 5 };
 
+#define FENCE "```"
+#define TRANSFORMERS \
+	FENCE "python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n" \
+	"model = AutoModelForCausalLM.from_pretrained(\"this folder\")\n" \
+	"tokenizer = AutoTokenizer.from_pretrained(\"this folder\")\n" FENCE
+#define VLLM "\n\n" FENCE "\nvllm serve \"this folder\"\n" FENCE
+
+/* What reads a format, and how. */
+static const struct loading { const char *format, *library, *text; } loadings[] = {
+	{ "packed", "quarry",
+	  "Each quantized linear `P` is stored as `P.codes` (U32, a bit stream per row, least significant bit first), "
+	  "`P.scales` and `P.zeros` (F32, rows by groups). A weight is `scale * (code - zero)`. The settings of each module "
+	  "stand in `config.json` under `quantization_config` and in the metadata of the safetensors files. "
+	  "`quarry convert` makes the other formats of it." },
+	{ "mlx", "mlx", FENCE "\nmlx_lm.generate --model \"this folder\" --prompt \"Once upon a time\"\n" FENCE },
+	{ "gguf", "gguf", FENCE "\nllama-cli -m model.gguf -p \"Once upon a time\"\n" FENCE },
+	{ "compressed-tensors", "transformers", "With the package `compressed-tensors`:\n\n" TRANSFORMERS VLLM },
+	{ "gptq", "transformers", "With the package `gptqmodel`:\n\n" TRANSFORMERS VLLM },
+	{ "awq", "transformers", "With a package for AWQ kernels (`gptqmodel`):\n\n" TRANSFORMERS VLLM },
+	{ "dense", "transformers", TRANSFORMERS },
+	{ "dense-f16", "transformers", TRANSFORMERS },
+	{ "dense-f32", "transformers", TRANSFORMERS },
+};
+
+static const struct loading *loading_of(const struct output_format *format)
+{
+	size_t i = 0;
+
+	while (i + 1 < sizeof(loadings) / sizeof(loadings[0]) && strcmp(loadings[i].format, format->name) != 0)
+		i++;
+	return &loadings[i];
+}
+
 /* Names come from users: no line breaks, no table or markup characters that would break the page. */
 static void put_plain(struct buf *out, const char *text)
 {
@@ -32,12 +65,12 @@ static void put_bytes(struct buf *out, double bytes)
 	buf_printf(out, u == 0 ? "%.0f %s" : "%.2f %s", bytes, units[u]);
 }
 
-static void put_head(struct buf *out, const struct json *report, const struct format *format)
+static void put_head(struct buf *out, const struct json *report, const struct output_format *format)
 {
 	const struct json *recipe = json_get(report, "recipe");
 	int64_t group = json_get_int(recipe, "group_size", -1);
 
-	buf_puts(out, "---\nlibrary_name: transformers\ntags:\n- quarry\n- quantized\n---\n\n# ");
+	buf_printf(out, "---\nlibrary_name: %s\ntags:\n- quarry\n- quantized\n---\n\n# ", loading_of(format)->library);
 	put_plain(out, json_get_string(json_get(report, "model"), "name", "model"));
 	buf_printf(out, ", %lld bits", (long long)json_get_int(recipe, "bits", 0));
 	if (group > 0)
@@ -111,6 +144,10 @@ static void put_steps(struct buf *out, const struct json *report)
 	const struct json *summary = json_get(report, "summary"), *end = json_get(report, "distillation");
 	double rounded = json_get_number(summary, "relative_loss_rounded", -1);
 
+	if (json_type(json_get(summary, "storage_cost")) == JSON_NUMBER)
+		buf_printf(out, "Scales and zero-points as the formats store them change the loss of nearest codes by %+.3f %%; rounding "
+			   "and refinement chose codes for the stored values.\n\n",
+			   100 * json_get_number(summary, "storage_cost", 0));
 	if (rounded >= 0)
 		buf_printf(out, "Output energy lost in the quantized modules: %.4f %% after rounding, %.4f %% after "
 			   "refinement.\n\n", 100 * rounded, 100 * json_get_number(summary, "relative_loss", 0));
@@ -120,7 +157,7 @@ static void put_steps(struct buf *out, const struct json *report)
 			   json_get_number(json_get(end, "after"), "kl", 0));
 }
 
-static void put_sizes(struct buf *out, const struct json *report, const struct format *format)
+static void put_sizes(struct buf *out, const struct json *report, const struct output_format *format)
 {
 	const struct json *sizes = json_get(report, "sizes");
 
@@ -128,8 +165,9 @@ static void put_sizes(struct buf *out, const struct json *report, const struct f
 	put_bytes(out, json_get_number(sizes, "source_bytes", 0));
 	buf_puts(out, " before, ");
 	put_bytes(out, json_get_number(json_get(sizes, "outputs"), format->name, 0));
-	buf_printf(out, " in this folder; %.3f bits per weight in the quantized modules when packed, scales and zero-points included.\n\n",
-		   json_get_number(json_get(report, "summary"), "bits_per_weight", 0));
+	buf_printf(out, " in this folder; %.3f bits per weight in the quantized modules of the blocks, scales and zero-points "
+		   "included.\n\n",
+		   json_get_number(json_get(json_get(report, "outputs"), format->name), "bits_per_weight", 0));
 }
 
 struct worst { const char *name; double loss; };
@@ -164,21 +202,12 @@ static int put_worst(struct buf *out, const struct json *modules, struct err *er
 	return 0;
 }
 
-static void put_loading(struct buf *out, const struct format *format)
+static void put_loading(struct buf *out, const struct output_format *format)
 {
-	buf_puts(out, "## How to load it\n\n");
-	if (format->quant_method)
-		buf_puts(out,
-			 "Each quantized linear `P` is stored as `P.codes` (U32, a bit stream per row, least significant bit first), "
-			 "`P.scales` and `P.zeros` (F32, rows by groups). A weight is `scale * (code - zero)`. The settings of each "
-			 "module stand in `config.json` under `quantization_config` and in the metadata of the safetensors files.\n");
-	else
-		buf_puts(out, "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-			      "model = AutoModelForCausalLM.from_pretrained(\"this folder\")\n"
-			      "tokenizer = AutoTokenizer.from_pretrained(\"this folder\")\n```\n");
+	buf_printf(out, "## How to load it\n\n%s\n", loading_of(format)->text);
 }
 
-int finish_card(const struct json *report, const struct format *format, struct buf *out, struct err *err)
+int finish_card(const struct json *report, const struct output_format *format, struct buf *out, struct err *err)
 {
 	put_head(out, report, format);
 	put_settings(out, json_get(report, "recipe"));

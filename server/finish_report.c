@@ -126,6 +126,16 @@ static int add_steps(struct json *o, const struct json *modules, double energy)
 	return rc;
 }
 
+/* What scales and zero-points as formats store them cost: the growth of the loss of nearest codes, which nothing has made
+ * up for yet; null where a module does not tell. */
+static int add_storage_cost(struct json *o, const struct json *modules)
+{
+	const double exact = sum_of(modules, "loss_exact"), stored = sum_of(modules, "loss_nearest");
+
+	return exact > 0 && isfinite(stored / exact) ? json_set_number(o, "storage_cost", stored / exact - 1)
+						     : json_set_null(o, "storage_cost");
+}
+
 static struct json *summary_json(const struct json *modules)
 {
 	double weights = 0, bits = 0, loss = 0, energy = 0, worst = 0;
@@ -154,7 +164,7 @@ static struct json *summary_json(const struct json *modules)
 	rc = json_set_int(o, "quantized_modules", quantized) | json_set_int(o, "skipped_modules", skipped) |
 	     json_set_number(o, "quantized_weights", weights) |
 	     json_set_number(o, "bits_per_weight", weights > 0 ? bits / weights : 0) |
-	     add_steps(o, modules, energy) | json_set_number(o, "relative_loss", energy > 0 ? loss / energy : 0) |
+	     add_storage_cost(o, modules) | add_steps(o, modules, energy) | json_set_number(o, "relative_loss", energy > 0 ? loss / energy : 0) |
 	     json_set_number(o, "worst_relative_loss", worst) |
 	     (worst_name ? json_set_string(o, "worst_module", worst_name) : json_set_null(o, "worst_module"));
 	if (rc == 0)
@@ -233,6 +243,8 @@ static int add_sizes(struct report *r)
 	struct json *sizes = json_new_object(), *outputs = json_new_object(), *rounding = json_new_object();
 	int rc = sizes && outputs && rounding ? add_outputs(r, outputs, rounding) : -1;
 
+	if (rc == 0 && r->outputs->count > 0)
+		rc = report_add(r, "outputs", finish_outputs_json(r->outputs, outputs));
 	rc |= json_set_number(sizes, "source_bytes", source_bytes(json_get(json_get(r->body, "model"), "files")));
 	rc |= json_set(sizes, "outputs", outputs);
 	rc |= json_set(sizes, "largest_rounding", rounding);
@@ -240,9 +252,10 @@ static int add_sizes(struct report *r)
 	return rc == 0 ? 0 : r->err->code != ERR_NONE ? -1 : err_set_nomem(r->err, "the report");
 }
 
-struct json *finish_report(struct engine *e, struct store *db, const struct job_ref *job, struct err *err)
+struct json *finish_report(struct engine *e, struct store *db, const struct job_ref *job,
+			   const struct finish_outputs *outputs, struct err *err)
 {
-	struct report r = { .db = db, .job = job, .err = err, .body = json_new_object() };
+	struct report r = { .db = db, .job = job, .outputs = outputs, .err = err, .body = json_new_object() };
 	bool quantize = job->kind == RECIPE_QUANTIZE;
 
 	if (json_set_int(r.body, "version", 1) == 0 &&

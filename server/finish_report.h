@@ -7,6 +7,7 @@
 struct report {
 	struct store *db;
 	const struct job_ref *job;
+	const struct finish_outputs *outputs;
 	struct json *body;
 	struct err *err;
 };

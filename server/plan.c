@@ -15,6 +15,8 @@ void plan_resolve(struct recipe *recipe, const struct model_config *config)
 	if (recipe->seq_len == 0)
 		recipe->seq_len = config->max_position < SEQ_LEN_DEFAULT ? (int64_t)config->max_position
 									 : SEQ_LEN_DEFAULT;
+	if (recipe->lm_head == 0)
+		recipe->lm_head = config->tied_embeddings ? recipe->embeddings : 16;
 }
 
 static int refuse(const struct problems *problems, struct err *err)
@@ -57,6 +59,7 @@ void plan_deinit(struct plan *plan)
 	}
 	mem_free(plan->tasks);
 	mem_free(plan->modules);
+	mem_free(plan->stored);
 	mem_free(plan->quantize);
 	problems_deinit(&plan->warnings);
 	memset(plan, 0, sizeof(*plan));
@@ -166,6 +169,30 @@ static double total_work(const struct plan *plan)
 	return sum;
 }
 
+static struct json *output_json(const struct plan_output *out)
+{
+	struct json *o = json_new_object();
+
+	if ((json_set_int(o, "bytes", (int64_t)out->bytes) | json_set_int(o, "files", (int64_t)out->files) |
+	     json_set_number(o, "bits_per_weight", out->bits_per_weight)) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
+/* What each format holds: {"mlx": {"bytes","files","bits_per_weight"}}. */
+static struct json *formats_json(const struct plan *plan)
+{
+	struct json *o = json_new_object();
+
+	for (size_t i = 0; o && i < plan->output_count; i++)
+		if (json_set(o, plan->outputs[i].format->name, output_json(&plan->outputs[i])) != 0) {
+			json_free(o);
+			return NULL;
+		}
+	return o;
+}
+
 struct json *plan_to_json(const struct plan *plan, const struct plan_request *r, const struct plan_forecast *f)
 {
 	struct json *o = json_new_object();
@@ -173,6 +200,7 @@ struct json *plan_to_json(const struct plan *plan, const struct plan_request *r,
 
 	rc |= json_set_int(o, "model_bytes", (int64_t)r->model_bytes);
 	rc |= json_set(o, "output_bytes", outputs_json(plan));
+	rc |= json_set(o, "outputs", formats_json(plan));
 	rc |= json_set_number(o, "disk_bytes", (double)plan->disk_bytes);
 	rc |= json_set_number(o, "disk_free_bytes", (double)r->disk_free_bytes);
 	rc |= json_set_number(o, "memory_per_task_bytes", (double)plan->memory_bytes);

@@ -15,7 +15,7 @@
 #include "common/json.h"
 #include "common/model_config.h"
 #include "common/recipe.h"
-#include "server/formats.h"
+#include "formats/output.h"
 #include "server/states.h"
 
 /* A calibration or evaluation text. */
@@ -36,7 +36,7 @@ struct plan_reference {
 };
 
 struct plan_request {
-	const struct recipe *recipe;            /* seq_len resolved: see plan_resolve() */
+	const struct recipe *recipe;            /* resolved: see plan_resolve() */
 	const struct model_config *config;
 	const char *model_name, *tokenizer_sha256; /* used beside a reference */
 	struct plan_reference reference;
@@ -79,6 +79,14 @@ struct plan_module {
 	struct module_settings settings;
 };
 
+enum { PLAN_OUTPUTS_MAX = 16 };
+
+struct plan_output {
+	const struct output_format *format;
+	uint64_t bytes; size_t files;
+	double bits_per_weight; /* of the quantized modules of the blocks; 0 when there are none */
+};
+
 struct plan {
 	struct plan_task *tasks; size_t task_count, task_cap;
 	struct plan_module *modules; size_t module_count; /* layer by layer, canonical order */
@@ -88,12 +96,14 @@ struct plan {
 	int64_t shards, per_shard;
 	int64_t chunks[RECIPE_EVALS_MAX];
 	uint64_t disk_bytes, memory_bytes;
-	struct { const struct format *format; uint64_t bytes; size_t files; } outputs[8];
-	size_t output_count;
+	/* The same modules as formats see them; then embedding and head where they are quantized. Names are those of
+	 * `modules`. */
+	struct codec_module *stored; size_t stored_count;
+	struct plan_output outputs[PLAN_OUTPUTS_MAX]; size_t output_count;
 	struct problems warnings;
 };
 
-/* Fills what the recipe leaves to the model: seq_len. */
+/* Fills what the recipe leaves to the model: seq_len and lm_head. */
 void plan_resolve(struct recipe *recipe, const struct model_config *config);
 
 /* 0, or -1: ERR_REFUSED with all sentences in `problems` (err = the first), or ERR_NOMEM. */

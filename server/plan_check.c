@@ -92,42 +92,6 @@ static int check_groups(const struct plan *plan, struct problems *problems)
 	return 0;
 }
 
-static int check_bits(const struct plan *plan, const struct format *format, struct problems *problems)
-{
-	for (size_t i = 0; i < plan->module_count; i++) {
-		const struct plan_module *m = &plan->modules[i];
-		int bits = m->settings.bits;
-
-		if (m->settings.skip || (bits >= format->bits_min && bits <= format->bits_max))
-			continue;
-		return problems_add(problems, "format %s holds %d to %d bits, but %s asks for %d", format->name,
-				    format->bits_min, format->bits_max, m->name, bits);
-	}
-	return 0;
-}
-
-static int check_formats(const struct plan *plan, const struct plan_request *r, struct problems *problems)
-{
-	for (size_t i = 0; i < r->recipe->format_count; i++) {
-		const struct format *f = format_find(r->recipe->formats[i]);
-		char known[256] = "";
-		size_t used = 0;
-
-		if (f) {
-			if (check_bits(plan, f, problems) != 0)
-				return -1;
-			continue;
-		}
-		for (f = formats; f->name; f++)
-			used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
-						 used ? ", " : "", f->name);
-		if (problems_add(problems, "format '%s' is not known; known are %s", r->recipe->formats[i],
-				 known) != 0)
-			return -1;
-	}
-	return 0;
-}
-
 /* An override that matches nothing is most likely a slip of the pen. */
 static int warn_overrides(struct plan *plan, const struct plan_request *r)
 {
@@ -193,8 +157,9 @@ int plan_check(struct plan *plan, const struct plan_request *r, struct problems 
 	if (quantize && fill_modules(plan, r, err) != 0)
 		return -1;
 	if (check_lengths(r, problems) != 0 || plan_check_reference(r, problems) != 0 ||
-	    (quantize && (check_groups(plan, problems) != 0 || check_formats(plan, r, problems) != 0 ||
-			  check_size(r, problems) != 0 || warn_overrides(plan, r) != 0)))
+	    plan_check_embeddings(r, problems) != 0 ||
+	    (quantize && (check_groups(plan, problems) != 0 || check_size(r, problems) != 0 ||
+			  warn_overrides(plan, r) != 0)))
 		return err_set_nomem(err, "the list of problems");
-	return 0;
+	return quantize ? plan_check_outputs(plan, r, problems, err) : 0;
 }

@@ -227,8 +227,8 @@ static uint64_t memory_bytes(const struct plan *plan, const struct plan_request 
 		quantize = max_u64(quantize, sat_add(training_bytes(r, r->recipe->train_codes), /* and the best so far */
 						     plan_hidden_shard_bytes(r, 3 * BLOCK_BATCH)));
 	most = max_u64(most, sat_add(forward, quantize));
-	if (plan->distill >= 0)
-		most = max_u64(most, sat_add(distill_bytes(r), head));
+	if (plan->distill >= 0) /* a head in fewer bits stands beside the original's */
+		most = max_u64(most, sat_add(distill_bytes(r), sat_mul(head, r->recipe->lm_head == 16 ? 1 : 2)));
 	return sat_add(process_bytes, most);
 }
 

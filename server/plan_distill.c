@@ -68,6 +68,7 @@ static struct json *distill_spec(const struct recipe *recipe)
 	spec_training(&s, &model, recipe, recipe->epochs);
 	spec_int(&s, "weight_hidden", 1); /* of the hidden states' error beside the divergence */
 	spec_int(&s, "checkpoint_percent", CHECKPOINT_PERCENT);
+	spec_embeddings(&s, recipe);
 	return spec_done(&s);
 }
 

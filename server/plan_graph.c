@@ -182,6 +182,8 @@ static int64_t add_evaluate(struct plan *plan, const struct plan_request *r, con
 	spec_int(&s, "seq_len", r->recipe->seq_len);
 	if (keep_hidden)
 		spec_bool(&s, "keep_hidden", true);
+	if (model[0] == 'q')
+		spec_embeddings(&s, r->recipe);
 	index = plan_add_task(plan, KIND_EVALUATE, -1, c->number, plan_work_evaluate(r, windows, compared),
 			      spec_done(&s), err);
 	if (index < 0 || plan_add_input(plan, index, "tokens", c->tokens, NULL, err) != 0)

@@ -11,6 +11,9 @@ int plan_check(struct plan *plan, const struct plan_request *request, struct pro
 /* plan_reference.c: what the reference and the model must share. 0, or -1 without memory. */
 int plan_check_reference(const struct plan_request *request, struct problems *problems);
 
+/* plan_embeddings.c: every sentence against the bits of embedding and output head. 0, or -1 without memory. */
+int plan_check_embeddings(const struct plan_request *request, struct problems *problems);
+
 /* plan_graph.c: all tasks but assemble. */
 int plan_graph(struct plan *plan, const struct plan_request *request, struct err *err);
 /* A new task at the end; its index, or -1. Takes `spec` (NULL: out of memory). */
@@ -32,6 +35,9 @@ void spec_int(struct spec *s, const char *key, int64_t value);
 void spec_text(struct spec *s, const char *key, const char *value);
 void spec_bool(struct spec *s, const char *key, bool value);
 struct json *spec_done(struct spec *s);
+/* plan_embeddings.c: members "embeddings" and "lm_head" where they are not 16, for tasks that compute with the tables as the
+ * checkpoint stores them. */
+void spec_embeddings(struct spec *s, const struct recipe *recipe);
 
 /* role: "calibration" or "eval". Index of the task, or -1. */
 int64_t plan_add_tokenize(struct plan *plan, const struct plan_request *request, const struct plan_text *text,
@@ -39,7 +45,10 @@ int64_t plan_add_tokenize(struct plan *plan, const struct plan_request *request,
 /* plan_layers.c: tokenize the calibration text, embed, capture, quantize, distill. */
 int plan_add_layers(struct plan *plan, const struct plan_request *request, struct err *err);
 
-/* plan_outputs.c: one assemble task per file of each format; fills plan->outputs. */
+/* plan_outputs.c: fills plan->stored and the zero_parts of every module's settings; every sentence against the formats.
+ * 0, or -1 without memory. */
+int plan_check_outputs(struct plan *plan, const struct plan_request *request, struct problems *problems, struct err *err);
+/* One assemble task per file of each format; fills plan->outputs. */
 int plan_outputs(struct plan *plan, const struct plan_request *request, struct err *err);
 
 /* plan_distill.c: what quantize and distill tasks are told of training. */

@@ -1,11 +1,11 @@
-/* task_assemble.c - one safetensors file of the result, streamed tensor by tensor.
+/* task_assemble.c - one file of the result in one format, streamed module by module.
  *
- * A tensor comes from the source checkpoint or from a quantized layer. Where the layer stores the name
- * itself its bytes are copied; "<module>.weight" of a packed module is dequantized in float32 and
- * rounded once to the dtype asked for. Memory is a few rows.
+ * The file's plan is made again from the spec's modules and the source's headers (formats/output.h); the codes come
+ * from quantized layers, everything else from the layer where the layer has it - norms and biases may have been
+ * trained - and otherwise from the source checkpoint. Layers come in order: one is open at a time.
  */
 #include <fcntl.h>
-#include <math.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,106 +13,42 @@
 #include "common/alloc.h"
 #include "common/checkpoint.h"
 #include "common/file.h"
-#include "common/half.h"
+#include "common/utf8.h"
+#include "formats/output.h"
+#include "formats/output_spec.h"
 #include "worker/model/layer_blob.h"
 #include "worker/task_kinds.h"
 
-enum { PIECE_BYTES = 4 << 20, META_MAX = 32, HEAD_BYTES_MAX = 64 << 20 };
-
-struct part {                   /* where one tensor comes from */
-	const char *name;
-	long layer;             /* -1: the source checkpoint */
-};
+#define TEXT_BYTES_MAX ((size_t)1 << 28)
 
 struct assembly {
 	struct task_env *env;
 	struct checkpoint ck;
-	struct st_tensor *tensors;      /* names borrowed from the spec; in file order after layout */
-	struct part *parts;             /* in spec order */
-	size_t count;
+	struct json *config;            /* config.json */
+	struct output_modules modules;
+	struct output_model model;
+	struct output_plan plan;
+	size_t file;                    /* of the plan */
 	int fd;
 	char *path;
-	uint64_t data_start;
 	struct layer_blob blob;         /* the layer open now */
-	long open_layer;                /* -1: none */
-	double rounding;                /* largest relative rounding error so far */
+	int64_t open_layer;             /* -1: none */
 };
 
-/* --- the spec ------------------------------------------------------------------------------------ */
+/* --- the source ---------------------------------------------------------------------------------- */
 
-static int read_shape(const struct json *row, struct st_tensor *t, struct err *err)
+static int source_dtype(void *ctx, const char *tensor, enum st_dtype *out)
 {
-	const struct json *shape = json_get(row, "shape");
-	int64_t dim;
+	const struct assembly *a = ctx;
+	const struct st_tensor *t = checkpoint_find(&a->ck, tensor, NULL);
 
-	t->ndim = (unsigned)json_size(shape);
-	if (json_type(shape) != JSON_ARRAY || t->ndim > 2)
-		return err_set(err, ERR_INVALID, "tensor %s needs a shape of at most 2 dimensions", t->name);
-	for (unsigned d = 0; d < t->ndim; d++) {
-		if (!json_int(json_at(shape, d), &dim) || dim < 0)
-			return err_set(err, ERR_INVALID, "tensor %s has a shape that is not made of integers", t->name);
-		t->shape[d] = (uint64_t)dim;
-	}
-	return 0;
-}
-
-static int read_row(struct assembly *a, const struct json *row, size_t i, struct err *err)
-{
-	struct st_tensor *t = &a->tensors[i];
-	const struct json *from = json_get(row, "from");
-	const char *name, *dtype;
-	int64_t layer = -1;
-
-	if (json_require_string(row, "name", &name, err) != 0 ||
-	    json_require_string(row, "dtype", &dtype, err) != 0)
+	if (!t)
 		return -1;
-	t->name = (char *)name;
-	if (st_dtype_from_name(dtype, &t->dtype) != 0)
-		return err_set(err, ERR_INVALID, "tensor %s has unknown dtype '%s'", name, dtype);
-	if (json_type(from) == JSON_NUMBER && (!json_int(from, &layer) || layer < 0))
-		return err_set(err, ERR_INVALID, "tensor %s comes from no layer", name);
-	a->parts[i] = (struct part){ .name = name, .layer = (long)layer };
-	return read_shape(row, t, err);
-}
-
-static int read_tensors(struct assembly *a, const struct json *spec, struct err *err)
-{
-	const struct json *list = json_get(spec, "tensors");
-	size_t i = 0;
-
-	a->count = json_size(list);
-	a->tensors = mem_alloc(a->count, sizeof(*a->tensors));
-	a->parts = mem_alloc(a->count, sizeof(*a->parts));
-	if (!a->tensors || !a->parts)
-		return err_set_nomem(err, "the tensor list");
-	for (const struct json *row = json_first(list); row; row = json_next(row), i++)
-		if (read_row(a, row, i, err) != 0)
-			return -1;
+	*out = t->dtype;
 	return 0;
 }
 
-static int write_head(struct assembly *a, const struct json *metadata, struct err *err)
-{
-	const char *keys[META_MAX], *values[META_MAX];
-	struct buf head;
-	size_t n = 0;
-	int rc = -1;
-
-	for (const struct json *m = json_first(metadata); m && n < META_MAX; m = json_next(m), n++) {
-		keys[n] = json_key(m);
-		values[n] = json_string(m, "");
-	}
-	buf_init(&head, HEAD_BYTES_MAX);
-	if (st_layout(a->tensors, a->count, keys, values, n, &head, err) == 0)
-		rc = file_pwrite(a->fd, head.data, head.len, 0, a->path, err);
-	a->data_start = head.len;
-	buf_deinit(&head);
-	return rc;
-}
-
-/* --- tensors ------------------------------------------------------------------------------------- */
-
-static int open_layer(struct assembly *a, long layer, struct err *err)
+static int open_layer(struct assembly *a, int64_t layer, struct err *err)
 {
 	char name[32];
 	const struct task_input *input;
@@ -122,7 +58,7 @@ static int open_layer(struct assembly *a, long layer, struct err *err)
 	if (a->open_layer >= 0)
 		layer_blob_close(&a->blob);
 	a->open_layer = -1;
-	snprintf(name, sizeof(name), "layer-%ld", layer);
+	snprintf(name, sizeof(name), "layer-%" PRId64, layer);
 	input = task_input_find(a->env, name, err);
 	if (!input || layer_blob_open(&a->blob, input->path, err) != 0)
 		return -1;
@@ -130,10 +66,20 @@ static int open_layer(struct assembly *a, long layer, struct err *err)
 	return 0;
 }
 
-static int put(struct assembly *a, const struct st_tensor *t, uint64_t offset, const void *bytes,
-	       size_t len, struct err *err)
+static int read_module(void *ctx, size_t module, uint8_t *codes, float *scales, float *zeros, struct err *err)
 {
-	return file_pwrite(a->fd, bytes, len, a->data_start + t->begin + offset, a->path, err);
+	struct assembly *a = ctx;
+	const struct codec_module *m = &a->model.modules[module];
+	struct layer_module packed;
+	char shown[UTF8_SHOWN_MAX];
+
+	if (open_layer(a, m->layer, err) != 0 || layer_blob_module(&a->blob, m->name, &packed, err) != 0)
+		return -1;
+	if (packed.rows != m->rows || packed.cols != m->cols || packed.bits != m->settings.bits ||
+	    packed.groups * codec_group(m) != m->cols)
+		return err_set(err, ERR_CORRUPT, "module %s is not stored with the bits and shape that the plan says",
+			       utf8_show(shown, m->name));
+	return layer_blob_read_module(&a->blob, m->name, codes, scales, zeros, err);
 }
 
 static bool same_layout(const struct st_tensor *a, const struct st_tensor *b)
@@ -142,206 +88,162 @@ static bool same_layout(const struct st_tensor *a, const struct st_tensor *b)
 	       memcmp(a->shape, b->shape, a->ndim * sizeof(a->shape[0])) == 0;
 }
 
-static int mismatch(const struct st_tensor *t, struct err *err)
+/* Rows of a tensor that the layer stores as it is. */
+static int read_stored(struct assembly *a, const struct st_tensor *t, uint64_t row, uint64_t rows, void *out,
+		       struct err *err)
 {
-	return err_set(err, ERR_CORRUPT, "tensor %s is not stored with the type and shape the plan says", t->name);
+	const uint64_t row_bytes = t->shape[0] > 0 ? (t->end - t->begin) / t->shape[0] : 0;
+	const struct st_tensor *source = checkpoint_find(&a->ck, t->name, NULL);
+	char shown[UTF8_SHOWN_MAX];
+
+	if (!source || !same_layout(t, source))
+		return err_set(err, ERR_CORRUPT, "tensor %s is not stored with the type and shape that the source has",
+			       utf8_show(shown, t->name));
+	return layer_blob_read_raw(&a->blob, t, row * row_bytes, out, (size_t)(rows * row_bytes), err);
 }
 
-static int copy_from_layer(struct assembly *a, const struct st_tensor *t, const struct st_tensor *stored,
-			   void *piece, struct err *err)
+static int read_rows(void *ctx, const char *tensor, uint64_t row, uint64_t rows, void *out, struct err *err)
 {
-	uint64_t bytes = stored->end - stored->begin;
+	struct assembly *a = ctx;
+	const struct st_tensor *stored = NULL;
+	long layer;
 
-	if (!same_layout(t, stored))
-		return mismatch(t, err);
-	for (uint64_t at = 0; at < bytes; at += PIECE_BYTES) {
-		size_t now = bytes - at < PIECE_BYTES ? (size_t)(bytes - at) : PIECE_BYTES;
-
-		if (layer_blob_read_raw(&a->blob, stored, at, piece, now, err) != 0 ||
-		    put(a, t, at, piece, now, err) != 0)
+	if (sscanf(tensor, "model.layers.%9ld.", &layer) == 1) {
+		if (open_layer(a, layer, err) != 0)
 			return -1;
+		stored = st_find(&a->blob.header, tensor);
 	}
-	return 0;
+	return stored ? read_stored(a, stored, row, rows, out, err)
+		      : checkpoint_read_raw(&a->ck, tensor, row, rows, out, err);
 }
 
-/* Rows that fit the piece buffer, at least one. */
-static uint64_t rows_per_piece(const struct st_tensor *t, size_t element)
+static char *read_text(void *ctx, const char *file, size_t *len, struct err *err)
 {
-	uint64_t row = (t->ndim == 2 ? t->shape[1] : 1) * element;
-	uint64_t rows = row ? PIECE_BYTES / row : 1;
+	const struct assembly *a = ctx;
 
-	return rows ? rows : 1;
+	return source_read_optional(a->env->model, file, TEXT_BYTES_MAX, len, err);
 }
 
-static int copy_from_source(struct assembly *a, const struct st_tensor *t, struct err *err)
+/* --- the file ------------------------------------------------------------------------------------ */
+
+static int put(void *ctx, uint64_t offset, const void *bytes, size_t len, struct err *err)
 {
-	const struct st_tensor *stored = checkpoint_find(&a->ck, t->name, NULL);
-	size_t element = st_dtype_bits(t->dtype) / 8;
-	uint64_t cols = t->ndim == 2 ? t->shape[1] : 1, rows = rows_per_piece(t, element);
-	void *piece;
-	int rc = 0;
+	const struct assembly *a = ctx;
 
-	if (!stored || !same_layout(t, stored))
-		return mismatch(t, err);
-	piece = mem_alloc((size_t)(rows * cols), element);
-	if (!piece)
-		return err_set_nomem(err, t->name);
-	for (uint64_t row = 0; rc == 0 && row < t->shape[0]; row += rows) {
-		uint64_t now = t->shape[0] - row < rows ? t->shape[0] - row : rows;
-
-		rc = checkpoint_read_raw(&a->ck, t->name, row, now, piece, err);
-		if (rc == 0)
-			rc = put(a, t, row * cols * element, piece, (size_t)(now * cols) * element, err);
-	}
-	mem_free(piece);
-	return rc;
+	return file_pwrite(a->fd, bytes, len, offset, a->path, err);
 }
 
-static void note_rounding(struct assembly *a, float exact, float stored)
+static int step(void *ctx, double share, struct err *err)
 {
-	double error = exact == 0 ? 0 : fabs(((double)stored - (double)exact) / (double)exact);
+	const struct assembly *a = ctx;
 
-	if (error > a->rounding)
-		a->rounding = error;
+	return task_step(a->env, share, "assembling", err);
 }
 
-/* Rounds n values to the 16-bit type of t in place of `half`. */
-static void round_values(struct assembly *a, const struct st_tensor *t, const float *values, uint16_t *half,
-			 size_t n)
+static int write_file(struct assembly *a, struct output_stats *stats, struct err *err)
 {
-	for (size_t i = 0; i < n; i++) {
-		half[i] = t->dtype == ST_F16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
-		note_rounding(a, values[i], t->dtype == ST_F16 ? f16_to_f32(half[i]) : bf16_to_f32(half[i]));
-	}
-}
+	const struct output_source source = { read_module, read_rows, read_text, a };
+	const struct output_sink sink = { put, step, a };
 
-static int check_f16_range(const struct st_tensor *t, const float *values, size_t n, struct err *err)
-{
-	for (size_t i = 0; t->dtype == ST_F16 && i < n; i++)
-		if (fabsf(values[i]) > 65504.0f)
-			return err_set(err, ERR_NUMERIC, "tensor %s holds %g, which F16 cannot; use BF16", t->name,
-				       (double)values[i]);
-	return 0;
-}
-
-static int dequantize_rows(struct assembly *a, const struct st_tensor *t, float *values, uint16_t *half,
-			   uint64_t row, uint64_t rows, struct err *err)
-{
-	size_t n = (size_t)(rows * t->shape[1]);
-
-	if (layer_blob_read_f32(&a->blob, t->name, row, rows, values, err) != 0)
-		return -1;
-	if (t->dtype == ST_F32)
-		return put(a, t, row * t->shape[1] * 4, values, n * 4, err);
-	if (check_f16_range(t, values, n, err) != 0)
-		return -1;
-	round_values(a, t, values, half, n);
-	return put(a, t, row * t->shape[1] * 2, half, n * 2, err);
-}
-
-static int dequantize(struct assembly *a, const struct st_tensor *t, struct err *err)
-{
-	uint64_t rows = rows_per_piece(t, sizeof(float));
-	float *values = mem_alloc((size_t)(rows * t->shape[1]), sizeof(*values));
-	uint16_t *half = mem_alloc((size_t)(rows * t->shape[1]), sizeof(*half));
-	int rc = 0;
-
-	if (t->ndim != 2 || (t->dtype != ST_F32 && t->dtype != ST_BF16 && t->dtype != ST_F16))
-		rc = mismatch(t, err);
-	else if (!values || !half)
-		rc = err_set_nomem(err, t->name);
-	for (uint64_t row = 0; rc == 0 && row < t->shape[0]; row += rows)
-		rc = dequantize_rows(a, t, values, half, row, t->shape[0] - row < rows ? t->shape[0] - row : rows, err);
-	mem_free(values);
-	mem_free(half);
-	return rc;
-}
-
-static int write_tensor(struct assembly *a, const struct st_tensor *t, long layer, void *piece,
-			struct err *err)
-{
-	const struct st_tensor *stored;
-
-	if (layer < 0)
-		return copy_from_source(a, t, err);
-	if (open_layer(a, layer, err) != 0)
-		return -1;
-	stored = st_find(&a->blob.header, t->name);
-	return stored ? copy_from_layer(a, t, stored, piece, err) : dequantize(a, t, err);
-}
-
-static const struct st_tensor *laid_out(const struct assembly *a, const char *name)
-{
-	for (size_t i = 0; i < a->count; i++)
-		if (strcmp(a->tensors[i].name, name) == 0)
-			return &a->tensors[i];
-	return NULL;
-}
-
-static int write_tensors(struct assembly *a, struct err *err)
-{
-	void *piece = mem_alloc(PIECE_BYTES, 1);
-	int rc = piece ? 0 : err_set_nomem(err, "a piece of a tensor");
-
-	for (size_t i = 0; rc == 0 && i < a->count; i++) {
-		rc = task_step(a->env, (double)i / (double)a->count, "assembling", err);
-		if (rc == 0)
-			rc = write_tensor(a, laid_out(a, a->parts[i].name), a->parts[i].layer, piece, err);
-	}
-	mem_free(piece);
-	return rc;
-}
-
-/* --- the task ------------------------------------------------------------------------------------ */
-
-static struct json *assembly_result(const struct assembly *a)
-{
-	const struct st_tensor *last = NULL;
-	struct json *result = json_new_object();
-	uint64_t bytes = a->data_start;
-
-	for (size_t i = 0; i < a->count; i++)
-		if (!last || a->tensors[i].end > last->end)
-			last = &a->tensors[i];
-	bytes += last ? last->end : 0;
-	if (json_set_int(result, "bytes", (int64_t)bytes) != 0 ||
-	    json_set_number(result, "rounding", a->rounding) != 0) {
-		json_free(result);
-		return NULL;
-	}
-	return result;
-}
-
-static int assemble(struct assembly *a, const struct json *spec, struct err *err)
-{
-	if (read_tensors(a, spec, err) != 0)
-		return -1;
 	a->path = task_output_path(a->env, "file", err);
 	if (!a->path)
 		return -1;
 	a->fd = file_open(a->path, O_RDWR | O_CREAT | O_TRUNC, 0644, err);
-	if (a->fd < 0 || write_head(a, json_get(spec, "metadata"), err) != 0)
+	if (a->fd < 0 || task_step(a->env, 0, "assembling", err) != 0)
 		return -1;
-	return write_tensors(a, err);
+	return output_write(&a->plan, a->file, &source, &sink, stats, err);
+}
+
+/* --- the plan ------------------------------------------------------------------------------------ */
+
+struct wanted { const struct output_format *format; int64_t file, max_shard_size; const char *name; };
+
+static int read_wanted(struct wanted *w, const struct json *spec, struct err *err)
+{
+	const char *format;
+	char shown[UTF8_SHOWN_MAX];
+
+	if (json_require_string(spec, "format", &format, err) != 0 || json_require_string(spec, "name", &w->name, err) != 0 ||
+	    json_require_int(spec, "file", 0, INT32_MAX, &w->file, err) != 0 ||
+	    json_require_int(spec, "max_shard_size", 1, INT64_MAX, &w->max_shard_size, err) != 0)
+		return -1;
+	w->format = output_format_find(format);
+	return w->format ? 0 : err_set(err, ERR_INVALID, "\"format\" is %s, which this worker does not know",
+				       utf8_show(shown, format));
+}
+
+static int refuse(struct problems *problems, struct err *err)
+{
+	if (problems->count == 0)
+		return err_set_nomem(err, "the plan of a file");
+	return err_set(err, ERR_REFUSED, "%s", problems->items[0]);
+}
+
+static int make_plan(struct assembly *a, const struct wanted *w, struct err *err)
+{
+	struct problems problems = { 0 };
+	char shown[UTF8_SHOWN_MAX];
+	int rc;
+
+	a->model = (struct output_model){ .config = &a->ck.config, .source_config = a->config,
+					  .modules = a->modules.items, .count = a->modules.count,
+					  .dtype = source_dtype, .ctx = a };
+	rc = output_check(w->format, &a->model, &problems) == 0 ? 0 : refuse(&problems, err);
+	problems_deinit(&problems);
+	if (rc != 0 || output_plan_make(&a->plan, w->format, &a->model, (uint64_t)w->max_shard_size, err) != 0)
+		return -1;
+	a->file = (size_t)w->file;
+	if (a->file < a->plan.file_count && strcmp(a->plan.files[a->file].name, w->name) == 0)
+		return 0;
+	return err_set(err, ERR_INVALID, "the spec names file %" PRId64 " of format %s %s; this worker's plan has %zu files and "
+		       "another name there", w->file, w->format->name, utf8_show(shown, w->name), a->plan.file_count);
+}
+
+static int assemble(struct assembly *a, const struct json *spec, struct output_stats *stats, struct err *err)
+{
+	struct wanted w;
+
+	if (read_wanted(&w, spec, err) != 0)
+		return -1;
+	a->config = json_parse(a->ck.config_text, a->ck.config_len, err);
+	if (!a->config || output_modules_read(&a->modules, &a->ck.config, json_get(spec, "modules"), err) != 0 ||
+	    make_plan(a, &w, err) != 0)
+		return -1;
+	return write_file(a, stats, err);
+}
+
+/* --- the task ------------------------------------------------------------------------------------ */
+
+static struct json *assembly_result(const struct output_stats *stats)
+{
+	struct json *result = json_new_object();
+
+	if (json_set_int(result, "bytes", (int64_t)stats->bytes) == 0 &&
+	    json_set_number(result, "rounding", stats->rounding) == 0)
+		return result;
+	json_free(result);
+	return NULL;
 }
 
 int task_assemble(const struct json *spec, struct task_env *env, struct json **result, struct err *err)
 {
 	struct assembly a = { .env = env, .fd = -1, .open_layer = -1 };
+	struct output_stats stats;
 	int rc;
 
 	if (checkpoint_open(&a.ck, env->model, NULL, err) != 0)
 		return -1;
-	rc = assemble(&a, spec, err);
-	if (rc == 0 && !(*result = assembly_result(&a)))
+	rc = assemble(&a, spec, &stats, err);
+	if (rc == 0 && !(*result = assembly_result(&stats)))
 		rc = err_set_nomem(err, "a result");
 	if (a.open_layer >= 0)
 		layer_blob_close(&a.blob);
 	if (a.fd >= 0)
 		close(a.fd);
+	output_plan_deinit(&a.plan);
+	output_modules_deinit(&a.modules);
+	json_free(a.config);
 	mem_free(a.path);
-	mem_free(a.tensors);
-	mem_free(a.parts);
 	checkpoint_close(&a.ck);
 	return rc;
 }

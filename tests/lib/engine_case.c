@@ -305,7 +305,7 @@ static void put_module(struct buf *out, const struct json *m, bool first)
 		buf_puts(out, "\"skip\":true}");
 	else
 		buf_printf(out, "\"rows\":8,\"cols\":8,\"bits\":%" PRId64 ",\"group_size\":%" PRId64
-			   ",\"init_objective\":0.5,\"loss_nearest\":2.5,\"loss_rounded\":%.17g,\"refine_rounds\":2,"
+			   ",\"init_objective\":0.5,\"loss_exact\":2.0,\"loss_nearest\":2.5,\"loss_rounded\":%.17g,\"refine_rounds\":2,"
 			   "\"loss\":%.17g,\"energy\":40,\"damp\":0.01,"
 			   "\"damp_retries\":%d,\"bits_per_weight\":2.5}", json_get_int(m, "bits", 0),
 			   json_get_int(m, "group_size", 0), 2 * loss, loss, strstr(name, "layers.1.mlp.up") != NULL);

@@ -19,6 +19,8 @@ EXPECTED = [
     (r"perplexity +[\d.]+ before, [\d.]+ after(?s:.)*size +(?s:.)*worst +layer(?s:.)*checkpoint +\S+/demo-out/dense", []),
     (r"perplexity +[\d.]+ before", ["build/tiny-4bit/dense/config.json", "build/tiny-4bit/packed/config.json",
                                     "build/tiny-4bit/report.json"]),
+    (r"checkpoint +build/tiny-4bit/mlx  (?s:.)*checkpoint +build/tiny-4bit/gguf  (?s:.)*verified: (?s:.)*checkpoint +build/tiny-plain",
+     ["build/tiny-4bit/mlx/config.json", "build/tiny-4bit/gguf/model.gguf", "build/tiny-plain/config.json"]),
     (r"perplexity +\d+\.\d+  evaluation.txt", []),
     ("", ["build/fleet/worker.token"]),
     ("", []),

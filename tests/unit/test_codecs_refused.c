@@ -23,19 +23,19 @@ static const struct {
 	enum zero_kind kind;
 	const char *sentence;
 } refused[] = {
-	{ "awq", Q, 64, 128, 2, 64, KIND_INTEGER, Q ": awq holds 4 bits, not 2; mlx, compressed-tensors and gptq hold this "
-	  "module as it is" },
+	{ "awq", Q, 64, 128, 2, 64, KIND_INTEGER, Q ": awq holds 4 bits, not 2; mlx, compressed-tensors, gptq and gguf hold "
+	  "this module as it is" },
 	{ "awq", Q, 64, 128, 8, 64, KIND_SYMMETRIC, "awq holds 4 bits, not 8" },
 	{ "awq", Q, 60, 128, 4, 64, KIND_INTEGER, "awq needs a multiple of 8 output channels, not 60; leave the module out with "
-	  "an override \"skip\"; mlx and compressed-tensors hold" },
+	  "an override \"skip\"; mlx, compressed-tensors and gguf hold" },
 	{ "awq", Q, 64, 128, 4, 16, KIND_INTEGER, "awq holds groups of 32, 64, 128 columns or one per output channel, not 16; "
 	  "compressed-tensors and gptq hold" },
 	{ "awq", Q, 64, 1024, 4, 512, KIND_INTEGER, "awq holds groups of 32, 64, 128 columns or one" },
 	{ "awq", Q, 64, 128, 4, 64, KIND_FLOAT, "awq holds integer zero-points; ask for \"zero_point\": \"integer\" or "
-	  "\"symmetric\": true; mlx holds this module as it is" },
+	  "\"symmetric\": true; mlx and gguf hold this module as it is" },
 	{ "awq", "lm_head", 64, 128, 4, 64, KIND_INTEGER, "lm_head: awq holds the linear modules of the blocks, not this one" },
-	{ "gptq", Q, 64, 128, 5, 64, KIND_INTEGER, "gptq holds 2, 3, 4 or 8 bits, not 5; mlx holds" },
-	{ "gptq", Q, 64, 128, 1, 64, KIND_INTEGER, "gptq holds 2, 3, 4 or 8 bits, not 1; dense holds this module as it is" },
+	{ "gptq", Q, 64, 128, 5, 64, KIND_INTEGER, "gptq holds 2, 3, 4 or 8 bits, not 5; mlx and gguf hold" },
+	{ "gptq", Q, 64, 128, 1, 64, KIND_INTEGER, "gptq holds 2, 3, 4 or 8 bits, not 1; gguf holds this module as it is" },
 	{ "gptq", Q, 48, 128, 4, 64, KIND_INTEGER, "gptq needs a multiple of 32 output channels, not 48" },
 	{ "gptq", Q, 64, 120, 4, -1, KIND_INTEGER, "gptq needs a multiple of 32 input channels, not 120" },
 	{ "gptq", Q, 64, 192, 4, 48, KIND_INTEGER, "gptq holds groups of 16, 32, 64, 128, 256, 512, 1024 columns or one per "
@@ -44,12 +44,12 @@ static const struct {
 	{ "gptq", "model.embed_tokens", 64, 128, 4, 64, KIND_INTEGER, "gptq holds the linear modules of the blocks and lm_head, "
 	  "not this one" },
 	{ "compressed-tensors", Q, 64, 128, 6, 64, KIND_INTEGER, "compressed-tensors holds 4 and 8 bits, and 2 and 3 within 4, "
-	  "not 6; mlx holds" },
+	  "not 6; mlx and gguf hold" },
 	{ "compressed-tensors", Q, 64, 128, 4, 64, KIND_QUARTERS, "compressed-tensors holds integer zero-points" },
 	{ "compressed-tensors", Q, 64, 128, 3, 64, KIND_QUARTERS, "compressed-tensors holds 3 bits with zero-points that are "
 	  "multiples of 1/2" },
 	{ "compressed-tensors", Q, 64, 128, 2, 64, KIND_FLOAT, "compressed-tensors holds 2 bits with zero-points that are "
-	  "multiples of 1/4; ask for those, for \"zero_point\": \"integer\" or \"symmetric\": true; mlx holds" },
+	  "multiples of 1/4; ask for those, for \"zero_point\": \"integer\" or \"symmetric\": true; mlx and gguf hold" },
 	{ "compressed-tensors", "model.embed_tokens", 64, 128, 4, 64, KIND_SYMMETRIC, "the linear modules of the blocks and "
 	  "lm_head" },
 	{ "mlx", Q, 64, 128, 7, 64, KIND_FLOAT, "mlx holds 2, 3, 4, 5, 6 or 8 bits, not 7; dense holds" },

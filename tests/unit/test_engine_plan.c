@@ -139,10 +139,10 @@ static void files_are_cut_in_model_order(void **state)
 		if (t->kind != KIND_ASSEMBLE)
 			continue;
 		if (assemble++ == f.plan.outputs[0].files) {
-			assert_non_null(strstr(t->spec, "{\"format\":\"dense\",\"file\":\"model-00001-of-00005.safetensors\""));
-			assert_non_null(strstr(t->spec, "{\"name\":\"model.embed_tokens.weight\",\"dtype\":\"BF16\","
-							"\"shape\":[1024,192],\"from\":\"source\"}"));
-			assert_non_null(strstr(t->spec, "\"metadata\":{\"format\":\"pt\"}"));
+			assert_non_null(strstr(t->spec, "{\"format\":\"dense\",\"file\":0,\"name\":"
+							"\"model-00001-of-00005.safetensors\",\"max_shard_size\":800000,"
+							"\"modules\":[{\"name\":\"model.layers.0.self_attn.q_proj\","
+							"\"layer\":0,\"skip\":false,\"bits\":3,\"group_size\":32,"));
 			assert_non_null(plan_case_input(t, "layer-0"));
 			assert_null(plan_case_input(t, "layer-3"));
 		}
@@ -151,24 +151,93 @@ static void files_are_cut_in_model_order(void **state)
 	plan_case_deinit(&f);
 }
 
-static void packed_tensors_have_their_shapes(void **state)
+static double bits_of(const struct plan_case *f, const char *format)
 {
-	const struct plan_task *t;
+	for (size_t i = 0; i < f->plan.output_count; i++)
+		if (strcmp(f->plan.outputs[i].format->name, format) == 0)
+			return f->plan.outputs[i].bits_per_weight;
+	fail_msg("no output %s", format);
+	return 0;
+}
+
+/* Codes, scales and offsets of the quantized modules, and nothing else. */
+static void bits_per_weight_are_those_of_theory(void **state)
+{
 	struct plan_case f;
 
 	(void)state;
-	plan_case_init(&f, "{'bits':3,'group_size':-1,'override':[{'match':'k_proj','skip':true},"
-			 "{'match':'layers.1.mlp.down','bits':4,'group_size':128}]}");
+	plan_case_init(&f, "{'bits':4,'group_size':64,'format':['mlx','gguf','dense','dense-f32'],"
+			 "'override':[{'match':'k_proj','skip':true}]}");
 	assert_int_equal(plan_case_make(&f), 0);
-	t = plan_case_task(&f, KIND_ASSEMBLE, -1, 1);
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.q_proj.codes\",\"dtype\":\"U32\",\"shape\":[192,18],\"from\":0}"));
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.q_proj.scales\",\"dtype\":\"F32\",\"shape\":[192,1],\"from\":0}"));
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.0.self_attn.k_proj.weight\",\"dtype\":\"BF16\",\"shape\":[64,192],\"from\":0}"));
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.1.mlp.down_proj.codes\",\"dtype\":\"U32\",\"shape\":[192,64],\"from\":1}"));
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.1.mlp.down_proj.zeros\",\"dtype\":\"F32\",\"shape\":[192,4],\"from\":1}"));
-	assert_non_null(strstr(t->spec, "{\"name\":\"model.layers.1.input_layernorm.weight\",\"dtype\":\"BF16\",\"shape\":[192],\"from\":1}"));
-	assert_null(strstr(t->spec, "k_proj.codes"));
+	assert_int_equal(f.plan.output_count, 5);
+	assert_true(bits_of(&f, "packed") == 4 + 64.0 / 64);
+	assert_true(bits_of(&f, "mlx") == 4 + 32.0 / 64);
+	assert_true(bits_of(&f, "gguf") == 4 + 32.0 / 32); /* Q4_1: d and m for 32 weights */
+	assert_true(bits_of(&f, "dense") == 16);
+	assert_true(bits_of(&f, "dense-f32") == 32);
+	assert_int_equal(f.plan.outputs[2].files, 1);
 	plan_case_deinit(&f);
+	plan_case_init(&f, "{'override':[{'match':'.','skip':true}]}");
+	assert_int_equal(plan_case_make(&f), 0);
+	assert_true(bits_of(&f, "dense") == 0);
+	plan_case_deinit(&f);
+}
+
+/* A gguf file is one task that needs every layer. */
+static void one_task_writes_a_gguf_file(void **state)
+{
+	const struct plan_task *t = NULL;
+	struct plan_case f;
+
+	(void)state;
+	plan_case_init(&f, "{'format':['gguf'],'max_shard_size':1000,'embeddings':8}");
+	assert_int_equal(plan_case_make(&f), 0);
+	for (size_t i = 0; i < f.plan.task_count; i++)
+		if (f.plan.tasks[i].kind == KIND_ASSEMBLE && strstr(f.plan.tasks[i].spec, "\"format\":\"gguf\""))
+			t = &f.plan.tasks[i];
+	assert_non_null(t);
+	assert_non_null(strstr(t->spec, "\"file\":0,\"name\":\"model.gguf\""));
+	assert_non_null(strstr(t->spec, "{\"name\":\"model.embed_tokens\",\"layer\":-1,\"skip\":false,\"bits\":8,"));
+	assert_int_equal(t->input_count, 4);
+	plan_case_deinit(&f);
+}
+
+/* --- zero-points -------------------------------------------------------------- */
+
+static const struct { const char *recipe; unsigned parts; const char *warning; } zeros[] = {
+	{ "{'format':['mlx','gguf','dense']}", 0, NULL },
+	{ "{'format':['gptq']}", 1, "format gptq holds integer zero-points: those of 28 modules are chosen so, in every "
+	  "format of the job" },
+	{ "{'format':['awq','mlx']}", 1, "format awq holds integer" },
+	{ "{'bits':2,'format':['compressed-tensors','mlx']}", 4, "format compressed-tensors holds zero-points that are "
+	  "multiples of 1/4: those of 28 modules" },
+	{ "{'bits':3,'format':['compressed-tensors']}", 2, "multiples of 1/2" },
+	{ "{'bits':3,'format':['compressed-tensors','gptq']}", 1, "format gptq holds integer" },
+	{ "{'bits':7,'format':['gguf']}", 1, "format gguf holds integer" },
+	{ "{'zero_point':'integer','format':['gptq']}", 0, NULL },
+	{ "{'symmetric':true,'format':['gptq','compressed-tensors']}", 0, NULL },
+	{ "{'format':['gptq'],'override':[{'match':'.','skip':true}]}", 0, NULL },
+};
+
+/* The strictest format decides for all, and the plan says so. */
+static void zero_points_suit_every_format(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(zeros) / sizeof(zeros[0]); i++) {
+		struct plan_case f;
+
+		plan_case_init(&f, zeros[i].recipe);
+		if (plan_case_make(&f) != 0)
+			fail_msg("%s: %s", zeros[i].recipe, f.err.text);
+		for (size_t m = 0; m < f.plan.module_count; m++)
+			assert_int_equal(f.plan.modules[m].settings.zero_parts, zeros[i].parts);
+		assert_int_equal(f.plan.warnings.count, zeros[i].warning ? 1 : 0);
+		if (zeros[i].warning && !strstr(f.plan.warnings.items[0], zeros[i].warning))
+			fail_msg("%s warns: %s", zeros[i].recipe, f.plan.warnings.items[0]);
+		if (zeros[i].parts > 0)
+			assert_non_null(strstr(plan_case_task(&f, KIND_QUANTIZE, 0, -1)->spec, "\"zero_parts\":"));
+		plan_case_deinit(&f);
+	}
 }
 
 /* --- sentences ---------------------------------------------------------------- */
@@ -268,7 +337,9 @@ int main(void)
 		cmocka_unit_test(chunks_of_an_evaluation),
 		cmocka_unit_test(an_evaluate_job_only_evaluates),
 		cmocka_unit_test(files_are_cut_in_model_order),
-		cmocka_unit_test(packed_tensors_have_their_shapes),
+		cmocka_unit_test(bits_per_weight_are_those_of_theory),
+		cmocka_unit_test(one_task_writes_a_gguf_file),
+		cmocka_unit_test(zero_points_suit_every_format),
 		cmocka_unit_test(every_problem_is_listed),
 		cmocka_unit_test(no_space_is_said_before_the_start),
 		cmocka_unit_test(an_override_that_matches_nothing_is_a_warning),

@@ -44,6 +44,7 @@ static char *print(const struct recipe *r)
 	"\"distill\":\"full\",\"distill_samples\":0,\"block_epochs\":1,\"epochs\":3,\"train_codes\":true," \
 	"\"propagate\":\"original\",\"samples\":128,\"seq_len\":0,\"seed\":0,\"max_shard_size\":5000000000," \
 	"\"calibration\":\"builtin\",\"eval\":[\"builtin\"],\"eval_windows\":16,\"reference\":null," \
+	"\"embeddings\":16,\"lm_head\":0," \
 	"\"format\":[\"dense\"]," \
 	"\"override\":[]}"
 
@@ -72,6 +73,7 @@ static void test_defaults(void **state)
 	"\"distill\":\"block\",\"distill_samples\":9,\"block_epochs\":64,\"epochs\":1,\"train_codes\":false," \
 	"\"propagate\":\"quantized\",\"samples\":7,\"seq_len\":512,\"seed\":9007199254740992,\"max_shard_size\":1," \
 	"\"calibration\":\"d_1\",\"eval\":[\"d_2\",\"builtin\"],\"eval_windows\":3,\"reference\":\"m_1\"," \
+	"\"embeddings\":6,\"lm_head\":8," \
 	"\"format\":[\"packed\",\"dense\"]," \
 	"\"override\":[{\"match\":\"down\",\"skip\":true},{\"match\":\"^up$\",\"bits\":8,\"group_size\":-1," \
 	"\"method\":\"neuqi\",\"zero_point\":\"float\",\"symmetric\":false,\"rounding\":\"ldlq\"}]}"
@@ -229,10 +231,16 @@ static const struct refusal { const char *text; enum err_code code; const char *
 	{ "{\"kind\":\"evaluate\",\"reference\":\"\"}", ERR_INVALID, "\"reference\" must be a text" },
 	{ "{\"kind\":\"evaluate\",\"reference\":7}", ERR_INVALID, "\"reference\" must be a text" },
 	{ "{\"reference\":\"m_1\"}", ERR_INVALID, "\"reference\" is for kind \"evaluate\"" },
+	{ "{\"embeddings\":5}", ERR_INVALID, "\"embeddings\" must be 16 (as the source has it), 8, 6 or 4" },
+	{ "{\"embeddings\":0}", ERR_INVALID, "\"embeddings\" must be 16" },
+	{ "{\"embeddings\":\"8\"}", ERR_INVALID, "\"embeddings\" must be 16" },
+	{ "{\"embeddings\":8.5}", ERR_INVALID, "\"embeddings\" must be 16" },
+	{ "{\"lm_head\":2}", ERR_INVALID, "\"lm_head\" must be 16 (as the source has it), 8, 6 or 4, or 0 for the default" },
+	{ "{\"lm_head\":null}", ERR_INVALID, "\"lm_head\" must be 16" },
 	{ "{\"format\":\"dense\"}", ERR_INVALID, "\"format\" must be an array" },
 	{ "{\"format\":[]}", ERR_INVALID, "\"format\" must be an array" },
-	{ "{\"format\":[\"gguf\"]}", ERR_UNSUPPORTED, "\"gguf\", which this version does not write; "
-	"accepted are dense and packed" },
+	{ "{\"format\":[\"gguf\",\"exl3\"]}", ERR_INVALID, "\"exl3\", which is unknown; accepted are packed, mlx, gguf, "
+	"compressed-tensors, gptq, awq, dense, dense-f16 or dense-f32" },
 	{ "{\"format\":[\"dense\",\"zip\"]}", ERR_INVALID, "\"zip\", which is unknown" },
 	{ "{\"format\":[\"dense\",\"dense\"]}", ERR_INVALID, "\"dense\" twice" },
 	{ "{\"format\":[3]}", ERR_INVALID, "\"format\"" },
@@ -282,11 +290,11 @@ static void test_every_problem(void **state)
 	struct recipe r;
 
 	(void)state;
-	assert_int_equal(read_text(&r, "{\"bits\":0,\"x\":1,\"format\":[\"mlx\",\"awq\"],\"seq_len\":1}",
+	assert_int_equal(read_text(&r, "{\"bits\":0,\"x\":1,\"format\":[\"mlz\",\"owq\"],\"seq_len\":1}",
 				   &problems, &err), -1);
 	assert_int_equal(problems.count, 5);
 	assert_string_equal(problems.items[0], err.text);
-	assert_non_null(strstr(problems.items[3], "\"awq\""));
+	assert_non_null(strstr(problems.items[3], "\"owq\""));
 	assert_non_null(strstr(problems.items[4], "\"seq_len\""));
 	problems_deinit(&problems);
 }
@@ -357,7 +365,7 @@ static void test_settings_json(void **state)
 {
 	struct module_settings s = {
 		.bits = 3, .group_size = -1, .method = METHOD_MINMAX, .zero_point = ZERO_INTEGER,
-		.symmetric = true, .rounding = ROUND_NEAREST,
+		.symmetric = true, .rounding = ROUND_NEAREST, .zero_parts = 0,
 	}, back;
 	struct json *object = json_new_object();
 	struct err err = ERR_INIT;
@@ -367,10 +375,31 @@ static void test_settings_json(void **state)
 	assert_int_equal(module_settings_from_json(&back, object, &err), 0);
 	assert_true(back.bits == 3 && back.group_size == -1 && back.method == METHOD_MINMAX && !back.skip);
 	assert_true(back.zero_point == ZERO_INTEGER && back.symmetric && back.rounding == ROUND_NEAREST);
+	assert_null(json_get(object, "zero_parts"));
+	assert_int_equal(back.zero_parts, 0);
+	assert_int_equal(json_set_int(object, "zero_parts", 129), 0);
+	assert_int_equal(module_settings_from_json(&back, object, &err), -1);
+	assert_non_null(strstr(err.text, "\"zero_parts\" must be an integer from 1 to 128"));
+	err_clear(&err);
 	json_remove(object, "bits");
 	assert_int_equal(module_settings_from_json(&back, object, &err), -1);
 	assert_non_null(strstr(err.text, "\"bits\""));
 	assert_int_equal(module_settings_from_json(&back, NULL, &err), -1);
+	json_free(object);
+}
+
+/* What the planner fills in travels with the rest. */
+static void test_settings_zero_parts(void **state)
+{
+	struct module_settings s = { .bits = 2, .group_size = 64, .zero_parts = 4 }, back;
+	struct json *object = json_new_object();
+	struct err err = ERR_INIT;
+
+	(void)state;
+	assert_int_equal(module_settings_to_json(&s, object), 0);
+	assert_int_equal(json_get_int(object, "zero_parts", -1), 4);
+	assert_int_equal(module_settings_from_json(&back, object, &err), 0);
+	assert_int_equal(back.zero_parts, 4);
 	json_free(object);
 }
 
@@ -434,6 +463,9 @@ static const struct option_case { const char *name, *value, *json; } good_option
 	{ "seq-len", "256", "{\"seq_len\":256}" },
 	{ "eval", "none", "{\"eval\":[\"none\"]}" },
 	{ "eval-windows", "4", "{\"eval_windows\":4}" },
+	{ "embeddings", "8", "{\"embeddings\":8}" },
+	{ "lm-head", "4", "{\"lm_head\":4}" },
+	{ "lm_head", "16", "{\"lm_head\":16}" },
 	{ "format", "dense,packed", "{\"format\":[\"dense\",\"packed\"]}" },
 	{ "seed", "9007199254740992", "{\"seed\":9007199254740992}" },
 	{ "max-shard-size", "5GB", "{\"max_shard_size\":5000000000}" },
@@ -477,8 +509,10 @@ static const struct bad_option { const char *name, *value; enum err_code code; c
 	{ "refine", "33", ERR_INVALID, "--refine: \"refine\" must be an integer from 0 to 32" },
 	{ "distill", "yes", ERR_INVALID, "--distill: \"distill\" must be none, block" },
 	{ "epochs", "0", ERR_INVALID, "--epochs: \"epochs\" must be" },
+	{ "embeddings", "3", ERR_INVALID, "--embeddings: \"embeddings\" must be 16" },
+	{ "lm-head", "q8", ERR_INVALID, "--lm-head: \"q8\" is not an integer" },
 	{ "train-codes", "yes", ERR_INVALID, "--train-codes: \"yes\" is not true or false" },
-	{ "format", "dense,gptq", ERR_UNSUPPORTED, "--format: \"format\" names \"gptq\"" },
+	{ "format", "dense,exl2", ERR_INVALID, "--format: \"format\" names \"exl2\"" },
 	{ "format", "dense,,packed", ERR_INVALID, "--format: \"format\" names \"\"" },
 	{ "format", "", ERR_INVALID, "--format" },
 	{ "max-shard-size", "5 GB", ERR_INVALID, "\"5 GB\" is not a size such as 5GB" },
@@ -625,6 +659,7 @@ int main(void)
 		cmocka_unit_test(test_modules),
 		cmocka_unit_test(test_bad_pattern_later),
 		cmocka_unit_test(test_settings_json),
+		cmocka_unit_test(test_settings_zero_parts),
 		cmocka_unit_test(test_words),
 		cmocka_unit_test(test_groups),
 		cmocka_unit_test(test_options),

@@ -55,18 +55,16 @@ static int close_all(void **state)
 	return 0;
 }
 
-/* Runs a task into a fresh folder `out`; inputs are "name=path" strings. */
-static struct json *run(const char *kind, const char *spec_text, const char *out,
-			const char *const *inputs, struct err *err)
+/* Runs a task into the folder `out`; inputs are "name=path" strings. */
+static struct json *run_parsed(const char *kind, const struct json *spec, const char *out, const char *const *inputs,
+			       struct err *err)
 {
-	struct json *spec = json_parse(spec_text, strlen(spec_text), err), *result = NULL;
+	struct json *result = NULL;
 	struct task_input list[32];
 	char names[32][32];
 	size_t n = 0;
 	struct task_env env = { .backend = backend, .model = model, .inputs = list, .out_dir = out };
 
-	assert_non_null(spec);
-	assert_int_equal(dir_make(out, err), 0);
 	for (; inputs && inputs[n]; n++) {
 		const char *equals = strchr(inputs[n], '=');
 
@@ -76,6 +74,17 @@ static struct json *run(const char *kind, const char *spec_text, const char *out
 	env.input_count = n;
 	if (task_run(kind, spec, &env, &result, err) != 0)
 		assert_null(result);
+	return result;
+}
+
+static struct json *run(const char *kind, const char *spec_text, const char *out, const char *const *inputs,
+			struct err *err)
+{
+	struct json *spec = json_parse(spec_text, strlen(spec_text), err), *result;
+
+	assert_non_null(spec);
+	assert_int_equal(dir_make(out, err), 0);
+	result = run_parsed(kind, spec, out, inputs, err);
 	json_free(spec);
 	return result;
 }
@@ -256,32 +265,116 @@ static void test_same_bytes_again(void **state)
 	assert_string_equal(a, b);
 }
 
-static void test_assemble_dense_and_packed(void **state)
+/* The whole model's modules as a spec lists them: layer 1 as `skipped/layer` has it, the others not quantized. */
+static void assemble_spec(char *out, size_t size, const char *format, int file, const char *name, const char *rest)
 {
-	static const char dense[] = "{\"format\":\"dense\",\"file\":\"model.safetensors\",\"metadata\":{\"format\":\"pt\"},"
-		"\"tensors\":[{\"name\":\"model.norm.weight\",\"dtype\":\"BF16\",\"shape\":[192],\"from\":\"source\"},"
-		"{\"name\":\"model.layers.1.mlp.down_proj.weight\",\"dtype\":\"BF16\",\"shape\":[192,512],\"from\":1}]}";
-	static const char packed[] = "{\"format\":\"packed\",\"file\":\"model.safetensors\",\"metadata\":{\"format\":\"pt\"},"
-		"\"tensors\":[{\"name\":\"model.layers.1.mlp.down_proj.codes\",\"dtype\":\"U32\",\"shape\":[192,48],\"from\":1}]}";
-	static const char wrong[] = "{\"format\":\"packed\",\"file\":\"model.safetensors\","
-		"\"tensors\":[{\"name\":\"model.layers.1.mlp.down_proj.codes\",\"dtype\":\"U32\",\"shape\":[192,47],\"from\":1}]}";
-	const char *inputs[] = { "layer-1=skipped/layer", NULL };
+	static const char *const linears[] = { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+					       "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj" };
+	size_t used = (size_t)snprintf(out, size, "{\"format\":\"%s\",\"file\":%d,\"name\":\"%s\","
+				       "\"max_shard_size\":800000,\"modules\":[", format, file, name);
+
+	for (int i = 0; i < LAYERS * 7; i++)
+		used += (size_t)snprintf(out + used, size - used, "%s{\"name\":\"model.layers.%d.%s\",\"layer\":%d,"
+					 "\"skip\":%s,\"bits\":3,\"group_size\":64,\"method\":\"neuqi\","
+					 "\"zero_point\":\"float\",\"symmetric\":false,\"rounding\":\"ldlq\"}",
+					 i ? "," : "", i / 7, linears[i % 7], i / 7,
+					 i / 7 != 1 || i % 7 == 3 ? "true" : "false");
+	snprintf(out + used, size - used, "]%s}", rest);
+}
+
+static void test_assemble(void **state)
+{
+	const char *inputs[] = { "layer-0=plain/layer", "layer-1=skipped/layer", "layer-2=plain2/layer", NULL };
 	struct st_header header = { 0 };
 	struct err err = ERR_INIT;
-	struct json *result = must_run("assemble", dense, "dense", inputs);
+	struct json *result;
+	char spec[16384];
 
 	(void)state;
+	json_free(quantize_layer(0, SETTINGS(3, 64), "_proj", "plain"));
+	json_free(quantize_layer(2, SETTINGS(3, 64), "_proj", "plain2"));
+	assemble_spec(spec, sizeof(spec), "dense", 1, "model-00002-of-00005.safetensors", "");
+	result = must_run("assemble", spec, "dense", inputs);
 	assert_true(json_get_number(result, "rounding", NAN) <= 1.0 / 256);
 	assert_true(json_get_number(result, "rounding", NAN) > 0);
 	json_free(result);
 	assert_int_equal(st_header_read_path(&header, "dense/file", &err), 0);
-	assert_int_equal(header.count, 2);
+	assert_non_null(st_find(&header, "model.layers.1.mlp.gate_proj.weight"));
 	assert_string_equal(st_meta(&header, "format"), "pt");
 	st_header_deinit(&header);
-	json_free(must_run("assemble", packed, "packed", inputs));
-	assert_null(run("assemble", wrong, "wrong", inputs, &err));
+	assemble_spec(spec, sizeof(spec), "packed", 1, "model-00002-of-00004.safetensors", "");
+	json_free(must_run("assemble", spec, "packed", inputs));
+	assert_int_equal(st_header_read_path(&header, "packed/file", &err), 0);
+	assert_non_null(st_find(&header, "model.layers.1.mlp.gate_proj.codes"));
+	assert_non_null(st_meta(&header, "model.layers.1.mlp.gate_proj"));
+	st_header_deinit(&header);
+}
+
+static void test_assemble_refuses(void **state)
+{
+	static const struct { const char *format, *name, *rest; int file; enum err_code code; const char *says; } rows[] = {
+		{ "exl3", "model.safetensors", "", 0, ERR_INVALID, "\"format\" is exl3" },
+		{ "dense", "model.safetensors", "", 0, ERR_INVALID, "names file 0 of format dense model.safetensors" },
+		{ "dense", "model-00002-of-00005.safetensors", "", 9, ERR_INVALID, "names file 9" },
+		{ "gptq", "model.safetensors", "", 0, ERR_REFUSED, "gptq holds integer zero-points" },
+		{ "dense", "model-00003-of-00005.safetensors", "", 2, ERR_INVALID, "layer-2" },
+	};
+	const char *inputs[] = { "layer-1=skipped/layer", NULL }, *wrong[] = { "layer-0=plain/layer", "layer-1=plain/layer", "layer-2=plain2/layer",
+								  NULL };
+	struct err err = ERR_INIT;
+	char spec[16384];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		assemble_spec(spec, sizeof(spec), rows[i].format, rows[i].file, rows[i].name, rows[i].rest);
+		assert_null(run("assemble", spec, "refused", inputs, &err));
+		if (!strstr(err.text, rows[i].says) || err.code != rows[i].code)
+			fail_msg("row %zu: %s: %s", i, err_name(err.code), err.text);
+	}
+	assert_null(run("assemble", "{\"format\":\"dense\",\"file\":0,\"name\":\"model.safetensors\",\"max_shard_size\":1,"
+			"\"modules\":[{}]}", "refused", inputs, &err));
+	assert_non_null(strstr(err.text, "\"modules\" must be a list of the model's 28 linear modules"));
+	/* A layer that is not what the plan says: its modules are not packed. */
+	assemble_spec(spec, sizeof(spec), "dense", 1, "model-00002-of-00005.safetensors", "");
+	assert_null(run("assemble", spec, "refused", wrong, &err));
 	assert_int_equal(err.code, ERR_CORRUPT);
-	assert_non_null(strstr(err.text, "down_proj.codes"));
+}
+
+/* Memory and disk may give way anywhere. */
+static void test_assemble_fails_cleanly(void **state)
+{
+	const char *inputs[] = { "layer-0=plain/layer", "layer-1=skipped/layer", "layer-2=plain2/layer", NULL };
+	struct json *result = NULL;
+	char spec[16384];
+	uint64_t n = 1;
+
+	(void)state;
+	assemble_spec(spec, sizeof(spec), "dense", 1, "model-00002-of-00005.safetensors", "");
+	for (; !result && n < 100000; n += n < 100 ? 1 : n / 8) {
+		struct err err = ERR_INIT;
+		struct json *parsed = json_parse(spec, strlen(spec), &err);
+
+		assert_non_null(parsed);
+		assert_int_equal(dir_make("failing", &err), 0);
+		mem_fail_after(n);
+		result = run_parsed("assemble", parsed, "failing", inputs, &err);
+		mem_fail_after(0);
+		json_free(parsed);
+		if (!result && err.code != ERR_NOMEM)
+			fail_msg("allocation %llu: %s: %s", (unsigned long long)n, err_name(err.code), err.text);
+	}
+	assert_true(n > 100);
+	json_free(result);
+	for (n = 1, result = NULL; !result && n < 1000; n++) {
+		struct err err = ERR_INIT;
+
+		file_fail_after(FILE_WRITE, n);
+		result = run("assemble", spec, "failing", inputs, &err);
+		file_fail_after(FILE_WRITE, 0);
+		assert_true(result || err.code == ERR_NOSPC);
+	}
+	assert_true(n > 5);
+	json_free(result);
 }
 
 static void test_verify(void **state)
@@ -490,7 +583,9 @@ int main(void)
 		cmocka_unit_test(test_chain),
 		cmocka_unit_test(test_losses_and_skip),
 		cmocka_unit_test(test_same_bytes_again),
-		cmocka_unit_test(test_assemble_dense_and_packed),
+		cmocka_unit_test(test_assemble),
+		cmocka_unit_test(test_assemble_refuses),
+		cmocka_unit_test(test_assemble_fails_cleanly),
 		cmocka_unit_test(test_seed),
 		cmocka_unit_test(test_cancel),
 		cmocka_unit_test(test_allocation_failures),
