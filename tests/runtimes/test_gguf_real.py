@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """GGUF files read by the gguf package and run by llama.cpp (in the package xllamacpp).
 
-Every block type and way to hold a setting, over the sample model and, where ../shared is there, over larger ones; small
-synthetic models for the families and biases that those do not have. For each file: metadata and dequantized tensors as
-the gguf package reads them, tokens of a text as llama.cpp cuts it, perplexity of a few windows within 3 % of `quarry eval`
-(llama.cpp rounds activations to 8 bits; 0.5 % with random weights). A package that is missing is a skip that says so.
+Every block type and way to hold a setting, over the sample model and, with QUARRY_RUNTIMES=full, over larger ones of
+../shared; small synthetic models for the families and biases that those do not have. For each file: metadata and
+dequantized tensors as the gguf package reads them, tokens of a text as llama.cpp cuts it, perplexity of a few windows
+within 3 % of `quarry eval` (llama.cpp rounds activations to 8 bits; 0.5 % with random weights). A package that is missing
+is a skip that says so.
 """
 import json
 import os
@@ -20,8 +21,10 @@ EXAMPLE = os.path.join(ROOT, "examples", "fable-tiny")
 SHARED = os.path.join(ROOT, "..", "shared", "fixtures")
 TEXT = os.path.join(ROOT, "examples", "texts", "evaluation.txt")
 NOVEL = os.path.join(SHARED, "data", "novel.txt")
-SEQ_LEN, WINDOWS, SYNTHETIC_WINDOWS = 256, 20, 4
-LIMIT, SYNTHETIC_LIMIT = 0.03, 0.005   # random weights: a wrong model is far from a right one only by chance
+SEQ_LEN, WINDOWS, SYNTHETIC_WINDOWS = 256, 20, 16
+# Random weights: rounded activations alone move the perplexity of 4 windows by up to 1.1 %, of 16 by 0.33 %; without the
+# order of rows that llama wants it is 5 %.
+LIMIT, SYNTHETIC_LIMIT = 0.03, 0.005
 
 
 def everywhere(*said):
@@ -269,6 +272,9 @@ def all_files(tap, lib):
         one_file(tap, lib, "fable-tiny", EXAMPLE, TEXT, WINDOWS, case)
     for name in ("fable-llama", "fable-qwen3"):
         source = os.path.join(SHARED, "models", name)
+        if os.environ.get("QUARRY_RUNTIMES") != "full":
+            tap.skip(name, "QUARRY_RUNTIMES=full is not set")
+            continue
         if not os.path.exists(source):
             tap.skip(name, f"{source} is not there")
             continue
