@@ -249,6 +249,22 @@ static void note_tables(const struct stored_folder *f)
 			print_note("%s is written as plain numbers: %s", names[t], f->tables[t].why_plain);
 }
 
+/* What known readers make of the formats. */
+static int note_readers(const struct convert *c, struct stored_folder *f, struct err *err)
+{
+	struct problems warnings = { 0 };
+	struct output_model model;
+	int rc = 0;
+
+	stored_folder_model(f, &model);
+	for (size_t i = 0; i < c->count; i++)
+		rc |= output_caution(c->formats[i], &model, &warnings);
+	for (size_t i = 0; i < warnings.count; i++)
+		print_note("%s", warnings.items[i]);
+	problems_deinit(&warnings);
+	return rc == 0 ? 0 : err_set_nomem(err, "a note");
+}
+
 static int convert(struct convert *c, const char *path, struct err *err)
 {
 	char place[PATH_MAX];
@@ -262,8 +278,10 @@ static int convert(struct convert *c, const char *path, struct err *err)
 	rc = check_formats(c, &f, err);
 	if (rc == 0) {
 		note_tables(&f);
-		rc = write_formats(c, &f, err);
+		rc = note_readers(c, &f, err);
 	}
+	if (rc == 0)
+		rc = write_formats(c, &f, err);
 	if (rc == 0)
 		print_written(c);
 	stored_folder_close(&f);

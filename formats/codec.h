@@ -76,6 +76,9 @@ struct codec {
 	/* The same for what modules of one model must have in common; those that check() refuses are not
 	 * looked at. NULL when nothing. */
 	int (*check_model)(const struct codec_module *modules, size_t count, struct problems *problems);
+	/* What a known reader makes of such modules that a user should hear of: sentences, or nothing. 0, or -1 without memory.
+	 * NULL when nothing is known. */
+	int (*caution)(const struct codec_module *modules, size_t count, struct problems *warnings);
 	/* 0 when the format takes any z for this module; n when z must be a multiple of 1/n. Asked before
 	 * quantizing, so that z can be chosen so. NULL = 0. */
 	unsigned (*zero_parts)(const struct codec_module *m);

@@ -49,6 +49,27 @@ static int check_model(const struct codec_module *modules, size_t count, struct 
 	return rule_check_fused(&rule, modules, count, same, "stored bits, group size and symmetry", problems);
 }
 
+/* transformers 5.23: docs/formats.md. */
+static int caution(const struct codec_module *modules, size_t count, struct problems *warnings)
+{
+	const struct codec_module *first = NULL;
+	bool mixed = false, asymmetric = false;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct codec_module *m = &modules[i];
+
+		if (m->settings.skip)
+			continue;
+		first = first ? first : m;
+		mixed |= !same(first, m);
+		asymmetric |= !m->settings.symmetric;
+	}
+	if (!mixed || !asymmetric)
+		return 0;
+	return problems_add(warnings, "compressed-tensors: transformers reads modules of several settings wrongly, without an error, unless all "
+			    "are symmetric; the library compressed-tensors itself reads them right");
+}
+
 static unsigned tensors(const struct codec_module *m, struct codec_tensor *out)
 {
 	const int bits = container_bits(m);
@@ -267,6 +288,6 @@ static int config(const struct codec_module *modules, size_t count, const struct
 const struct codec codec_compressed_tensors = {
 	.name = "compressed-tensors", .meta_format = "pt", .config_dtype = "float16", .other_dtype = "F16",
 	.about = "compressed-tensors pack-quantized for vLLM, SGLang and transformers; integer zero-points",
-	.check = check, .check_model = check_model, .zero_parts = zero_parts, .tensors = tensors, .encode = encode,
+	.check = check, .check_model = check_model, .caution = caution, .zero_parts = zero_parts, .tensors = tensors, .encode = encode,
 	.config = config,
 };

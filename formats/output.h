@@ -44,6 +44,8 @@ struct output_model {
 /* 0 when the format holds every module; else -1 and each sentence (module, what was asked, what would fit). Equal sentences
  * about many modules are told once with their number. -1 without a sentence: out of memory. `problems` may be NULL. */
 int output_check(const struct output_format *f, const struct output_model *m, struct problems *problems);
+/* Sentences about what known readers make of this model in this format, when there is something to know. 0, or -1 without memory. */
+int output_caution(const struct output_format *f, const struct output_model *m, struct problems *warnings);
 /* 0 when the format takes any z for the module; n when z must be a multiple of 1/n. */
 unsigned output_zero_parts(const struct output_format *f, const struct codec_module *m);
 

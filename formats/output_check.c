@@ -126,3 +126,10 @@ int output_check(const struct output_format *f, const struct output_model *m, st
 	short_of_memory |= tell(&g, problems) != 0;
 	return rc == 0 && !short_of_memory ? 0 : -1;
 }
+
+int output_caution(const struct output_format *f, const struct output_model *m, struct problems *warnings)
+{
+	if (!f->codec || !f->codec->caution)
+		return 0;
+	return f->codec->caution(m->modules, output_codec_count(f, m), warnings);
+}

@@ -111,13 +111,15 @@ static int warn_zeros(struct plan *plan, const struct output_format *f)
 /* --- refusals --------------------------------------------------------------------- */
 
 /* The blocks' modules; plan_embeddings.c speaks of the tables. */
-static int check_format(const struct plan *plan, const struct plan_request *r, const struct output_format *f,
+static int check_format(struct plan *plan, const struct plan_request *r, const struct output_format *f,
 			struct problems *problems)
 {
 	const struct output_model m = { .config = r->config, .modules = plan->stored, .count = plan->module_count };
 	const size_t before = problems->count;
 
-	return output_check(f, &m, problems) == 0 || problems->count > before ? 0 : -1;
+	if (output_check(f, &m, problems) != 0)
+		return problems->count > before ? 0 : -1;
+	return output_caution(f, &m, &plan->warnings);
 }
 
 int plan_check_outputs(struct plan *plan, const struct plan_request *r, struct problems *problems, struct err *err)

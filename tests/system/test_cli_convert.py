@@ -20,6 +20,7 @@ RECIPE = {"bits": 4, "group_size": 64, "samples": 16, "seq_len": 256, "effort": 
 JOBS = {
     "float": ["--bits", "4", "--group-size", "64", "--format", "mlx,gguf,dense"],
     "integer": ["--bits", "4", "--group-size", "64", "--zero-point", "integer", "--format", "dense"],
+    "mixed": ["--bits", "4", "--zero-point", "integer", "--override", "mlp:bits=8", "--format", "dense"],
     "tables": ["--bits", "3", "--group-size", "32", "--embeddings", "8", "--format", "mlx,dense"],
 }
 
@@ -319,6 +320,13 @@ def inspect_report(jobs, folder):
     assert said["faults"] == ["model.safetensors has another SHA-256 than report.json says"], said
 
 
+def misread(jobs, folder):
+    """What a reader is known to misread is said, by the plan of a job and by convert, and written all the same."""
+    for name, said in (("mixed", True), ("integer", False)):
+        ran = convert(jobs[name], os.path.join(folder, name), "compressed-tensors")
+        assert ("transformers reads modules of several settings wrongly" in ran.err) == said, ran
+
+
 def inspect_nothing(folder):
     one_sentence(quarry("inspect", os.path.join(folder, "nowhere")), 1, "nowhere", "No such file")
     ran = quarry("inspect", folder)
@@ -346,6 +354,7 @@ with tempfile.TemporaryDirectory() as shared:
     tap.case("convert: beside the other formats", in_folder(beside, jobs))
     tap.case("convert: what a format does not hold", in_folder(refused, jobs))
     tap.case("convert and dequantize: a disk that fails", in_folder(fails_in_between, jobs))
+    tap.case("convert: what a reader misreads", in_folder(misread, jobs))
     tap.case("inspect: every folder of a job", in_folder(inspect, jobs))
     tap.case("inspect: a damaged folder", in_folder(inspect_damaged, jobs))
     tap.case("inspect: digests of the report", in_folder(inspect_report, jobs))

@@ -288,6 +288,30 @@ static void an_override_that_matches_nothing_is_a_warning(void **state)
 	plan_case_deinit(&f);
 }
 
+/* A reader that is known to misread what the format holds. */
+static void mixed_settings_that_a_reader_misreads_are_a_warning(void **state)
+{
+	static const struct { const char *recipe; bool warned; } cases[] = {
+		{ "{'zero_point':'integer','format':['compressed-tensors'],'override':[{'match':'mlp','bits':8}]}", true },
+		{ "{'symmetric':true,'format':['compressed-tensors'],'override':[{'match':'mlp','bits':8}]}", false },
+		{ "{'zero_point':'integer','format':['compressed-tensors'],'override':[{'match':'mlp','skip':true}]}", false },
+		{ "{'zero_point':'integer','format':['mlx'],'override':[{'match':'mlp','bits':8}]}", false },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct plan_case f;
+
+		plan_case_init(&f, cases[i].recipe);
+		if (plan_case_make(&f) != 0)
+			fail_msg("%s: %s", cases[i].recipe, f.err.text);
+		assert_int_equal(f.plan.warnings.count, cases[i].warned ? 1 : 0);
+		if (cases[i].warned)
+			assert_non_null(strstr(f.plan.warnings.items[0], "transformers reads modules of several settings wrongly"));
+		plan_case_deinit(&f);
+	}
+}
+
 static void estimates_grow_with_the_model(void **state)
 {
 	struct plan_case small, large;
@@ -343,6 +367,7 @@ int main(void)
 		cmocka_unit_test(every_problem_is_listed),
 		cmocka_unit_test(no_space_is_said_before_the_start),
 		cmocka_unit_test(an_override_that_matches_nothing_is_a_warning),
+		cmocka_unit_test(mixed_settings_that_a_reader_misreads_are_a_warning),
 		cmocka_unit_test(estimates_grow_with_the_model),
 		cmocka_unit_test(running_out_of_memory_is_an_error),
 	};
