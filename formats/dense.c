@@ -56,22 +56,12 @@ static void store_bf16(const float *restrict values, size_t n, void *restrict ou
 	}
 }
 
-static inline uint16_t half_of(float value)
-{
-	const float shifted = fabsf(value) + 0.5f;
-	uint32_t bits, shifted_bits;
-
-	memcpy(&bits, &value, sizeof(bits));
-	memcpy(&shifted_bits, &shifted, sizeof(bits));
-	return values_to_half(bits, shifted_bits);
-}
-
 static void store_f16(const float *restrict values, size_t n, void *restrict out)
 {
 	uint16_t *restrict to = out;
 
 	for (size_t i = 0; i < n; i++)
-		to[i] = half_of(values[i]);
+		to[i] = values_half_of(values[i]);
 }
 
 static void dequantize(const uint8_t *restrict codes, size_t n, float s, float z, float *restrict out)
@@ -114,7 +104,7 @@ static int check_range(const struct codec_module *m, const struct codec_values *
 static inline void fill_table(float s, float z, const int entries, uint16_t *restrict table)
 {
 	for (int c = 0; c < entries; c++)
-		table[c] = half_of(s * ((float)c - z));
+		table[c] = values_half_of(s * ((float)c - z));
 }
 
 static void look_up(const uint8_t *restrict codes, size_t n, float s, float z, int bits, uint16_t *restrict out)

@@ -73,16 +73,6 @@ static inline float from_bf16(uint16_t half)
 }
 
 /* Beyond the halves' range any bits: no code of such a value is there, it would have been refused. */
-static inline uint16_t to_half(float value)
-{
-	const float shifted = fabsf(value) + 0.5f;
-	uint32_t bits, shifted_bits;
-
-	memcpy(&bits, &value, sizeof(bits));
-	memcpy(&shifted_bits, &shifted, sizeof(bits));
-	return values_to_half(bits, shifted_bits);
-}
-
 static inline uint16_t to_bf16(float value)
 {
 	uint32_t bits;
@@ -133,7 +123,7 @@ static bool grid_beyond(enum st_dtype dtype, float s, float z, size_t entries, f
 		codes[i] = (uint8_t)i;
 	exact_values(codes, entries, s, z, exact);
 	for (size_t i = 0; i < entries; i++)
-		stored[i] = dtype == ST_F16 ? to_half(exact[i]) : to_bf16(exact[i]);
+		stored[i] = dtype == ST_F16 ? values_half_of(exact[i]) : to_bf16(exact[i]);
 	as_floats(dtype, stored, back, entries);
 	return any_beyond(exact, back, entries, share);
 }

@@ -7,7 +7,6 @@
 
 enum { PASSAGE_CODES = 1 << 18, PASSAGE_ROWS = 32 }; /* codes at once, in multiples of so many rows */
 
-
 /* --- the head ------------------------------------------------------------------------------------ */
 
 struct metadata { const char **keys, **values; char **owned; size_t count; };

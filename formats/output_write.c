@@ -97,7 +97,6 @@ int output_write(const struct output_plan *p, size_t i, const struct output_sour
 {
 	struct output_work w = { .plan = p, .file = &p->files[i], .source = source, .sink = sink, .stats = stats,
 				 .total = p->files[i].bytes };
-
 	int rc;
 
 	*stats = (struct output_stats){ 0 };

@@ -8,6 +8,9 @@
 #ifndef QUARRY_FORMATS_VALUES_H
 #define QUARRY_FORMATS_VALUES_H
 
+#include <math.h>
+#include <string.h>
+
 #include "formats/codec.h"
 
 int values_check(const struct codec_module *m, const struct codec_values *v, struct err *err);
@@ -35,6 +38,17 @@ static inline uint16_t values_to_half(uint32_t bits, uint32_t shifted)
 	const uint32_t normal = (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
 
 	return (uint16_t)((bits >> 16 & 0x8000) | ((shifted - 0x3f000000) & small) | (normal & ~small));
+}
+
+/* The same from the number itself. */
+static inline uint16_t values_half_of(float value)
+{
+	const float shifted = fabsf(value) + 0.5f;
+	uint32_t bits, shifted_bits;
+
+	memcpy(&bits, &value, sizeof(bits));
+	memcpy(&shifted_bits, &shifted, sizeof(bits));
+	return values_to_half(bits, shifted_bits);
 }
 
 #endif

@@ -157,27 +157,41 @@ static int add_format(struct finish *f, const struct finish_output *out, struct 
 	return add_text(f, out, "README.md", make_card, err);
 }
 
-/* "sha256" of a format: its weights, which the tasks made, and the small files made here. */
+/* The file's name in the folder `prefix` ("mlx/"), or NULL: it lies elsewhere. */
+static const char *name_in(const char *path, const char *prefix)
+{
+	return strncmp(path, prefix, strlen(prefix)) == 0 ? path + strlen(prefix) : NULL;
+}
+
+/* Adds the weights of a format, which the tasks made. Paths come in order, from the folder's on. */
+static int add_stored_digests(const struct finish *f, const char *prefix, struct json *o, struct err *err)
+{
+	struct query *q = store_select(f->db, SQL_FILES, err, sql_i(f->job.pk), sql_t(prefix), sql_i(1 << 20));
+	const char *name;
+	int more, rc = 0;
+
+	while (rc == 0 && (more = query_next(q, err)) == 1 && (name = name_in(query_text(q, 0), prefix)))
+		rc = json_set_string(o, name, query_text(q, 1));
+	query_done(q);
+	return rc == 0 && more >= 0 ? 0 : -1;
+}
+
+/* "sha256" of a format: of every file of its folder. */
 static struct json *digests_of(const struct finish *f, const char *format, struct err *err)
 {
-	const size_t folder = strlen(format);
 	struct json *o = json_new_object();
-	struct query *q = store_select(f->db, SQL_FILES, err, sql_i(f->job.pk), sql_t(""), sql_i(1 << 20));
-	int more, rc = o ? 0 : -1;
+	char prefix[80];
+	int rc = o ? 0 : -1;
 
-	while (rc == 0 && (more = query_next(q, err)) != 0) {
-		const char *path = more == 1 ? query_text(q, 0) : "";
+	snprintf(prefix, sizeof(prefix), "%s/", format);
+	if (rc == 0)
+		rc = add_stored_digests(f, prefix, o, err);
+	for (size_t i = 0; rc == 0 && i < f->file_count; i++) {
+		const char *name = name_in(f->files[i].path, prefix);
 
-		if (more < 0)
-			rc = -1;
-		else if (strncmp(path, format, folder) == 0 && path[folder] == '/')
-			rc = json_set_string(o, path + folder + 1, query_text(q, 1));
+		if (name)
+			rc = json_set_string(o, name, f->files[i].sha256);
 	}
-	query_done(q);
-	for (size_t i = 0; rc == 0 && i < f->file_count; i++)
-		if (strncmp(f->files[i].path, format, folder) == 0 && f->files[i].path[folder] == '/' &&
-		    !json_get(o, f->files[i].path + folder + 1))
-			rc = json_set_string(o, f->files[i].path + folder + 1, f->files[i].sha256);
 	if (rc == 0)
 		return o;
 	json_free(o);

@@ -75,6 +75,7 @@ static void an_unaccepted_lease_goes_back_uncounted(void **state)
 static void a_lease_that_never_arrived_goes_back_at_once(void **state)
 {
 	struct play_lease l, other, third;
+	char many[65 * 4 + 1] = "";
 	struct json *again;
 
 	(void)state;
@@ -100,6 +101,9 @@ static void a_lease_that_never_arrived_goes_back_at_once(void **state)
 	assert_int_equal(task_field(l.task, "epoch"), 2);
 	play_complete(&c, &l, 200);
 	play_refused(&c, VERB_LEASE, "", ERR_INVALID, "{'worker':'%s','holds':[7]}", one);
+	for (int i = 0; i < 65; i++) /* one more than there may be */
+		strcat(many, i ? ",'t'" : "'t'");
+	play_refused(&c, VERB_LEASE, "", ERR_INVALID, "{'worker':'%s','holds':[%s]}", one, many);
 	play_lease_drop(&l);
 	play_lease_drop(&other);
 	play_lease_drop(&third);

@@ -470,7 +470,7 @@ static void test_infinite_weights_are_reported(void **state)
 	be->ops->close(be);
 }
 
-static void test_every_allocation_fails_cleanly(void **state)
+static void fail_every_allocation(unsigned zero_parts)
 {
 	struct backend *be = open_backend("cpu", 2);
 	struct quant_options options = options_of(2, 8, true);
@@ -478,8 +478,9 @@ static void test_every_allocation_fails_cleanly(void **state)
 	struct quant_case q;
 	uint64_t nth = 1;
 
-	(void)state;
 	options.refine = 1;
+	options.grid.half = true;
+	options.grid.zero_parts = zero_parts;
 	quant_case_init(&q, &r, W_NORMAL, 3, 16, options.grid);
 	for (;; nth++) {
 		struct err err = ERR_INIT;
@@ -501,6 +502,13 @@ static void test_every_allocation_fails_cleanly(void **state)
 	assert_true(nth > 20);
 	quant_case_deinit(&q);
 	be->ops->close(be);
+}
+
+static void test_every_allocation_fails_cleanly(void **state)
+{
+	(void)state;
+	fail_every_allocation(0);
+	fail_every_allocation(4); /* two fits compete */
 }
 
 int main(void)
