@@ -39,3 +39,8 @@ unsigned output_zero_parts(const struct output_format *f, const struct codec_mod
 		return gguf_zero_parts(m);
 	return f->codec->zero_parts ? f->codec->zero_parts(m) : 0;
 }
+
+bool output_in_halves(const struct output_format *f)
+{
+	return !f->codec || (f->codec->other_dtype && strcmp(f->codec->other_dtype, "F16") == 0);
+}

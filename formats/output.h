@@ -49,6 +49,12 @@ int output_caution(const struct output_format *f, const struct output_model *m, 
 /* 0 when the format takes any z for the module; n when z must be a multiple of 1/n. */
 unsigned output_zero_parts(const struct output_format *f, const struct codec_module *m);
 
+/* Whether the format stores scales, offsets or values as 16-bit floats. */
+bool output_in_halves(const struct output_format *f);
+/* Weights of at most this size have scales and offsets within the 16-bit floats (largest 65504), whatever the fit and
+ * the search around it make of them. */
+#define OUTPUT_HALF_WEIGHTS 32768.0f
+
 struct output_tensor {
 	char name[MODEL_NAME_MAX + 16];
 	size_t module;                  /* index of the module it belongs to, or SIZE_MAX: carried over */

@@ -123,6 +123,8 @@ static int add_verify(struct plan *plan, const struct plan_request *r, struct er
 		struct spec s = spec_new();
 
 		spec_text(&s, "file", r->shards[i]);
+		if (plan_halves_for(r->recipe))
+			spec_text(&s, "halves_for", plan_halves_for(r->recipe));
 		if (plan_add_task(plan, KIND_VERIFY, -1, (int64_t)i, plan_work_verify(r->shard_bytes[i]),
 				  spec_done(&s), err) < 0)
 			return -1;

@@ -52,6 +52,14 @@ static bool wanted(const struct recipe *recipe, const struct output_format *f)
 	return found;
 }
 
+const char *plan_halves_for(const struct recipe *recipe)
+{
+	for (const struct output_format *f = output_formats; f->name; f++)
+		if (wanted(recipe, f) && output_in_halves(f))
+			return f->name;
+	return NULL;
+}
+
 /* --- zero-points ------------------------------------------------------------------ */
 
 static bool has_free_zeros(const struct codec_module *m)

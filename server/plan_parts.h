@@ -50,6 +50,8 @@ int plan_add_layers(struct plan *plan, const struct plan_request *request, struc
 int plan_check_outputs(struct plan *plan, const struct plan_request *request, struct problems *problems, struct err *err);
 /* One assemble task per file of each format; fills plan->outputs. */
 int plan_outputs(struct plan *plan, const struct plan_request *request, struct err *err);
+/* The first of the recipe's formats that stores 16-bit floats, or NULL. */
+const char *plan_halves_for(const struct recipe *recipe);
 
 /* plan_distill.c: what quantize and distill tasks are told of training. */
 /* Member "distill" of a quantize task's spec: null, or how its block is trained. */

@@ -1,15 +1,19 @@
-/* task_verify.c - reads one shard of the source once: its digest for the report, and every float finite.
+/* task_verify.c - reads one shard of the source once: its digest for the report, every float finite, and every weight
+ * within what a 16-bit format of the job can hold: found before hours of work, not when they are written.
  *
  * Weights are read in file order (the header guarantees that tensors tile the data section), in
  * chunks that are whole elements of the tensor at hand, so memory is one chunk.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/alloc.h"
 #include "common/digest.h"
+#include "common/half.h"
 #include "common/safetensors.h"
+#include "formats/output.h"
 #include "worker/task_kinds.h"
 
 enum { CHUNK_BYTES = 4 << 20 };
@@ -17,6 +21,7 @@ enum { CHUNK_BYTES = 4 << 20 };
 struct verify {
 	struct source *source;
 	const char *file;
+	const char *halves_for; /* a format of the job that stores 16-bit floats, or NULL */
 	struct digest *digest;
 	unsigned char *chunk;
 	uint64_t file_bytes, done_bytes;
@@ -57,6 +62,43 @@ static size_t first_not_finite(enum st_dtype dtype, const unsigned char *bytes, 
 	return n;
 }
 
+static float value_at(enum st_dtype dtype, const unsigned char *bytes, size_t i)
+{
+	uint16_t half;
+	float value;
+
+	if (dtype == ST_F32) {
+		memcpy(&value, bytes + 4 * i, 4);
+		return value;
+	}
+	memcpy(&half, bytes + 2 * i, 2);
+	return dtype == ST_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+static bool is_float(enum st_dtype dtype)
+{
+	return dtype == ST_F32 || dtype == ST_BF16 || dtype == ST_F16;
+}
+
+/* Matrices become scales, offsets and values of 16 bits; vectors keep their type. */
+static int check_halves(const struct verify *v, const struct st_tensor *t, uint64_t first, const unsigned char *bytes,
+			size_t n, struct err *err)
+{
+	if (!v->halves_for || t->ndim < 2 || !is_float(t->dtype))
+		return 0;
+	for (size_t i = 0; i < n; i++) {
+		const float value = value_at(t->dtype, bytes, i);
+
+		if (!(fabsf(value) <= OUTPUT_HALF_WEIGHTS))
+			return err_set(err, ERR_REFUSED,
+				       "%s: tensor %s holds %g at element %" PRIu64 "; format %s stores 16-bit floats, for which "
+				       "weights must lie within -%g and %g: choose dense or dense-f32",
+				       v->file, t->name, (double)value, first + i, v->halves_for,
+				       (double)OUTPUT_HALF_WEIGHTS, (double)OUTPUT_HALF_WEIGHTS);
+	}
+	return 0;
+}
+
 /* Digests [offset, offset + len) of the file. */
 static int pass_range(struct verify *v, uint64_t offset, uint64_t len, const struct st_tensor *tensor,
 		      struct err *err)
@@ -77,6 +119,9 @@ static int pass_range(struct verify *v, uint64_t offset, uint64_t len, const str
 				       "%s: tensor %s holds NaN or infinity at element %" PRIu64
 				       "; every weight must be a finite number",
 				       v->file, tensor->name, passed / element + bad);
+		if (tensor && element &&
+		    check_halves(v, tensor, passed / element, v->chunk, now / element, err) != 0)
+			return -1;
 		passed += now;
 		v->done_bytes += now;
 		if (task_step(v->env, (double)v->done_bytes / (double)v->file_bytes, "checking weights", err) != 0)
@@ -136,6 +181,7 @@ int task_verify(const struct json *spec, struct task_env *env, struct json **res
 
 	if (json_require_string(spec, "file", &v.file, err) != 0)
 		return -1;
+	v.halves_for = json_get_string(spec, "halves_for", NULL);
 	v.digest = digest_new();
 	v.chunk = mem_alloc(CHUNK_BYTES, 1);
 	if (!v.digest || !v.chunk) {

@@ -205,6 +205,8 @@ BAD_MODELS = [
     ("an extra tensor", extra_tensor, [], ["model.layers.0.surprise.weight"]),
     ("a NaN weight", with_value(0x7fc0), [], ["mlp.down_proj.weight"]),
     ("an infinite weight", with_value(0x7f80), [], ["mlp.down_proj.weight"]),
+    ("a weight beyond the 16-bit floats", with_value(0x4740), ["--format", "gguf,dense"],
+     ["mlp.down_proj.weight", "49152", "format gguf", "32768", "dense-f32"]),
     ("an unknown family", lambda m: edit_config(m, model_type="mamba"), [], ["mamba", "llama"]),
     ("a config that is no JSON", lambda m: open(os.path.join(m, "config.json"), "w").write("{"), [], ["config.json"]),
     ("no config", lambda m: os.remove(os.path.join(m, "config.json")), [], ["config.json"]),

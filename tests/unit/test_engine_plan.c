@@ -49,6 +49,34 @@ static void the_graph_without_distillation(void **state)
 	plan_case_deinit(&f);
 }
 
+/* Weights are held against 16-bit floats where a format of the job stores them. */
+static void halves_are_checked_for(void **state)
+{
+	static const struct { const char *recipe, *format; } rows[] = {
+		{ "{'format':['dense']}", NULL }, { "{'format':['dense-f32','dense']}", NULL },
+		{ "{'format':['dense','dense-f16']}", "dense-f16" }, { "{'format':['dense','mlx']}", "mlx" },
+		{ "{'format':['gguf']}", "gguf" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		struct plan_case f;
+		const char *format;
+		const char *text;
+		struct json *spec;
+
+		plan_case_init(&f, rows[i].recipe);
+		assert_int_equal(plan_case_make(&f), 0);
+		text = plan_case_task(&f, KIND_VERIFY, -1, 1)->spec;
+		spec = json_parse(text, strlen(text), NULL);
+		format = json_get_string(spec, "halves_for", NULL);
+		if (!rows[i].format ? format != NULL : !format || strcmp(format, rows[i].format) != 0)
+			fail_msg("%s: weights are checked for %s", rows[i].recipe, format ? format : "nothing");
+		json_free(spec);
+		plan_case_deinit(&f);
+	}
+}
+
 static void the_sequential_graph(void **state)
 {
 	struct plan_case f;
@@ -356,6 +384,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_graph_without_distillation),
+		cmocka_unit_test(halves_are_checked_for),
 		cmocka_unit_test(the_sequential_graph),
 		cmocka_unit_test(shards_hold_at_most_32_mib),
 		cmocka_unit_test(chunks_of_an_evaluation),
