@@ -28,7 +28,7 @@ Q_CFLAGS += $(shell pkg-config --cflags $(sort $(PKGS_server) $(PKGS_worker)) 2>
 src_common := $(wildcard common/*.c)
 src_formats := $(wildcard formats/*.c)
 src_server := $(wildcard server/*.c)
-src_worker := $(filter-out worker/backend/cpu/kernels_%,$(wildcard worker/*.c worker/*/*.c worker/*/*/*.c))
+src_worker := $(filter-out worker/backend/cpu/kernels_% worker/backend/cuda/%,$(wildcard worker/*.c worker/*/*.c worker/*/*/*.c))
 src_cli    := $(wildcard cli/*.c)
 src_tests  := $(wildcard tests/unit/test_*.c)
 src_testlib := $(wildcard tests/lib/*.c)
@@ -36,6 +36,30 @@ src_bench  := $(wildcard bench/*.c)
 
 obj = $(patsubst %.c,$(OUT)/obj/%.o,$(1))
 lib_objs = $(call obj,$(filter-out %/main.c,$(src_$(1))))
+
+# --- the cuda backend: CUDA=1 links it in, CUDA=auto does where nvcc is found; else it is left out --------
+NVCC ?= $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
+CUDA ?= 0
+ifeq ($(CUDA),auto)
+override CUDA := $(if $(wildcard $(NVCC)),1,0)
+endif
+ifeq ($(CUDA),1)
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_HOME := $(or $(wildcard $(CUDA_HOME)/include/cuda_runtime_api.h),/usr/local/cuda/include/cuda_runtime_api.h)
+CUDA_HOME := $(patsubst %/include/cuda_runtime_api.h,%,$(CUDA_HOME))
+src_worker += $(wildcard worker/backend/cuda/*.c)
+cuda_objs := $(patsubst %.cu,$(OUT)/obj/%.cu.o,$(wildcard worker/backend/cuda/*.cu))
+cuda_libs := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lstdc++
+# Machine code for Hopper, PTX for what else there is from Ampere on.
+NVCCFLAGS ?= -O3 -lineinfo
+Q_NVCCFLAGS := -std=c++17 -I. -gencode arch=compute_90,code=sm_90 -gencode arch=compute_80,code=compute_80 \
+               -Xcompiler -Wall,-Wextra,-fno-strict-aliasing
+Q_CFLAGS += -isystem $(CUDA_HOME)/include
+endif
+# The one file that names the backends there are.
+src_backends := worker/backend/list.c $(if $(filter 1,$(CUDA)),worker/backend/list_cuda.c,worker/backend/list_plain.c)
+src_worker := $(filter-out worker/backend/list%,$(src_worker)) $(src_backends)
+src_bench := $(if $(filter 1,$(CUDA)),$(src_bench),$(filter-out bench/bench_cuda.c,$(src_bench)))
 
 programs := $(OUT)/quarry-server $(OUT)/quarry-worker $(OUT)/quarry
 unit_tests := $(patsubst tests/unit/%.c,$(OUT)/tests/%,$(src_tests))
@@ -73,6 +97,10 @@ $(OUT)/obj/%.$(1).o: %.c
 endef
 $(foreach l,$(kernel_levels),$(eval $(call kernel_rule,$(l))))
 
+$(OUT)/obj/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(Q_NVCCFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+
 # Files that a program carries inside itself (dashboard, api.yaml, sample texts): deploy/embed turns
 # each into a C array; server/embedded.h declares them.
 embedded_files := $(wildcard server/dashboard/*) api.yaml $(wildcard migrations/*.sql) $(wildcard examples/texts/*)
@@ -92,10 +120,10 @@ endef
 $(eval $(call archive_rule,common))
 $(eval $(call archive_rule,formats))
 $(eval $(call archive_rule,server,$(OUT)/obj/gen/embedded.o))
-$(eval $(call archive_rule,worker,$(kernel_objs)))
+$(eval $(call archive_rule,worker,$(kernel_objs) $(cuda_objs)))
 $(eval $(call archive_rule,cli))
 
-link = $(CC) $(Q_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(call libs,$(1)) -lm
+link = $(CC) $(Q_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(call libs,$(1)) $(cuda_libs) -lm
 
 $(OUT)/quarry-server: $(call obj,server/main.c) $(OUT)/libserver.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	$(call link,server)
@@ -107,11 +135,16 @@ $(OUT)/quarry: $(call obj,cli/main.c) $(OUT)/libcli.a $(OUT)/libformats.a $(OUT)
 $(OUT)/tests/%: $(OUT)/obj/tests/unit/%.o $(call obj,$(src_testlib)) $(OUT)/libserver.a $(OUT)/libworker.a $(OUT)/libcli.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,tests)
+$(OUT)/bench/bench_cuda: $(call obj,$(wildcard bench/cuda/*.c))
 $(OUT)/bench/%: $(OUT)/obj/bench/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)
 
 $(OUT)/tools/codec_files: $(call obj,tests/lib/codec_case.c)
+# A worker with a backend of its own: the list of backends in its object stands before the one in the library.
+$(OUT)/tools/worker_faulty: $(call obj,tests/tools/worker_faulty.c worker/main.c) $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
+	@mkdir -p $(@D)
+	$(call link,worker)
 $(OUT)/tools/%: $(OUT)/obj/tests/tools/%.o $(OUT)/libworker.a $(OUT)/libformats.a $(OUT)/libcommon.a
 	@mkdir -p $(@D)
 	$(call link,worker)

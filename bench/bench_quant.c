@@ -225,7 +225,7 @@ static int run_step(struct backend *be, struct module *m, enum step step, struct
 
 	switch (step) {
 	case STEP_FACTOR:
-		return be->ops->factor(be, m->h, m->perm, cols, 0.01 * m->h[0], m->u, err);
+		return be->ops->factor(be, m->h, m->perm, cols, 0.01 * m->h[0], m->u, NULL, err);
 	case STEP_LDLQ:
 		return be->ops->round_ldlq(be, &m->grid, m->w, rows, cols, m->perm, m->u, NULL, m->s, m->z,
 					   m->codes, NULL, err);
@@ -264,24 +264,44 @@ static void measure_rounding(struct backend *be, struct sizes size, double sgemm
 	module_deinit(&m);
 }
 
+static void site_init(struct quant_site *site, struct backend *be, const struct module *m)
+{
+	const size_t cols = m->size.cols;
+	double *diagonal = need(cols, sizeof(*diagonal));
+	struct err err = ERR_INIT;
+
+	for (size_t i = 0; i < cols; i++)
+		diagonal[i] = m->h[i * cols + i];
+	if (quant_site_init(site, be, m->h, diagonal, cols, 0.01, true, &err) != 0)
+		fail(err.text);
+	mem_free(diagonal);
+}
+
+static void quantize(struct quant_result *result, struct backend *be, const struct quant_site *site,
+		     const struct quant_options *options, const struct module *m)
+{
+	const struct quant_weights w = { m->w, m->w, m->size.rows };
+	struct err err = ERR_INIT;
+
+	if (quant_module(result, be, site, options, &w, &err) != 0)
+		fail(err.text);
+}
+
 /* Everything one module needs once its H is there. */
 static void measure_module(struct backend *be, struct sizes size, int bits, int threads)
 {
 	const struct quant_options options = { .grid = { .bits = bits, .group = 64 }, .method = FIT_NEUQI,
 					       .ldlq = true };
 	struct quant_result result;
-	struct err err = ERR_INIT;
 	struct quant_site site;
 	double start, middle;
 	struct module m;
 
 	module_init(&m, size);
 	start = now_s();
-	if (quant_site_init(&site, be, m.h, size.cols, 0.01, true, &err) != 0)
-		fail(err.text);
+	site_init(&site, be, &m);
 	middle = now_s();
-	if (quant_module(&result, be, &site, &options, m.w, size.rows, &err) != 0)
-		fail(err.text);
+	quantize(&result, be, &site, &options, &m);
 	printf("quantize %zux%zu, %d bits, groups of 64: site %.3f s, module %.3f s on %d threads; "
 	       "loss %.4f of the energy, nearest %.4f\n",
 	       size.rows, size.cols, bits, middle - start, now_s() - middle, threads,
@@ -328,14 +348,12 @@ static void refine_case_init(struct refine_case *c, struct backend *be, struct s
 	const struct quant_options options = { .grid = { .bits = 2, .group = group }, .method = FIT_NEUQI,
 					       .ldlq = true };
 	const size_t sides = size.rows * size.cols / group;
-	struct err err = ERR_INIT;
 
 	module_init(&c->m, size);
 	correlate(c->m.h, size.cols);
 	c->m.grid = options.grid;
-	if (quant_site_init(&c->site, be, c->m.h, size.cols, 0.01, true, &err) != 0 ||
-	    quant_module(&c->rounded, be, &c->site, &options, c->m.w, size.rows, &err) != 0)
-		fail(err.text);
+	site_init(&c->site, be, &c->m);
+	quantize(&c->rounded, be, &c->site, &options, &c->m);
 	c->scales = need(sides, sizeof(*c->scales));
 	c->zeros = need(sides, sizeof(*c->zeros));
 	c->row_loss = need(size.rows, sizeof(*c->row_loss));

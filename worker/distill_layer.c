@@ -105,7 +105,7 @@ static int plan_parts(struct distill_layer *l, const struct model_config *config
 	for (int norm = 0; norm < NORM_COUNT; norm++)
 		if (plan_norm(l, config, b, (enum block_norm)norm, err) != 0)
 			return -1;
-	return tuned_sizes(&l->plan, &l->floats, &l->values, &l->grads, err);
+	return tuned_measure(&l->plan, &l->sizes, err);
 }
 
 int distill_layer_plan(struct distill_layer *l, const struct model_config *config, size_t index, const char *path,
@@ -193,8 +193,7 @@ static int begin_module(struct beginning *b, enum block_linear lin, struct err *
 	if (checkpoint_read_f32(b->ck, name, 0, m->rows, p->w, err) != 0 ||
 	    layer_blob_read_module(b->blob, module, p->codes, p->scales, p->zeros, err) != 0)
 		return -1;
-	tuned_set_module(b->t, (int)lin, p->codes, p->scales, p->zeros, p->w);
-	return 0;
+	return tuned_set_module(b->t, (int)lin, p->codes, p->scales, p->zeros, p->w, err);
 }
 
 static int begin_norm(struct beginning *b, enum block_norm norm, struct err *err)
@@ -220,7 +219,8 @@ int distill_layer_begin(const struct distill_layer *l, struct checkpoint *ck, st
 	if (layer_blob_open(&blob, l->path, err) != 0)
 		return -1;
 	rc = parts_init(&b.parts, l, err);
-	tuned_reset(t);
+	if (rc == 0)
+		rc = tuned_reset(t, err);
 	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++)
 		rc = begin_module(&b, (enum block_linear)lin, err);
 	for (int norm = 0; rc == 0 && norm < NORM_COUNT; norm++)
@@ -294,7 +294,8 @@ static int export_module(struct exporting *e, enum block_linear lin, struct err 
 	char module[MODEL_NAME_MAX];
 
 	model_linear_name(module, e->config, e->l->index, lin);
-	tuned_result(e->t, (int)lin, p->codes, p->scales, p->zeros);
+	if (tuned_result(e->t, (int)lin, p->codes, p->scales, p->zeros, err) != 0)
+		return -1;
 	return layer_writer_add_module(e->writer, module, m->grid.bits, m->rows, m->cols, m->grid.group, p->codes,
 				       p->scales, p->zeros, st_meta(&e->blob->header, module), err);
 }

@@ -14,8 +14,7 @@ struct distill_layer {
 	struct tuned_plan plan;
 	size_t index;
 	const char *path;               /* the quantized layer, borrowed */
-	size_t floats;                  /* of its state */
-	size_t values, grads;           /* of the scratch it needs */
+	struct tuned_sizes sizes;       /* of its state, and of the scratch it needs */
 	size_t constants;               /* floats of the weights that are not quantized */
 	enum st_dtype bias_dtype[LIN_COUNT], norm_dtype[NORM_COUNT]; /* as stored; of those that exist */
 };

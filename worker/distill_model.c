@@ -9,21 +9,20 @@
 
 static int alloc_layer(struct distill_model *m, struct err *err)
 {
-	size_t floats = 1, values = 1, grads = 1, constants = 1;
+	struct tuned_sizes most = { .state = 1, .cells = 1 };
+	size_t constants = 1;
 
 	for (size_t l = 0; l < m->count; l++) {
 		const struct distill_layer *layer = &m->layers[l];
 
-		floats = layer->floats > floats ? layer->floats : floats;
-		values = layer->values > values ? layer->values : values;
-		grads = layer->grads > grads ? layer->grads : grads;
+		tuned_sizes_cover(&most, &layer->sizes);
 		constants = layer->constants > constants ? layer->constants : constants;
 	}
-	m->floats = mem_alloc_aligned(floats, sizeof(float));
+	m->floats = mem_alloc_aligned(most.state, sizeof(float));
 	m->constants = mem_alloc_aligned(constants, sizeof(float));
 	if (!m->floats || !m->constants)
 		return err_set_nomem(err, "the training state of a layer");
-	return tuned_scratch_init(&m->scratch, values, grads, err);
+	return tuned_scratch_init(&m->scratch, m->be, &most, err);
 }
 
 static int alloc_hidden(struct distill_model *m, struct err *err)
@@ -54,6 +53,7 @@ int distill_model_init(struct distill_model *m, struct backend *be, struct check
 		return err_set(err, ERR_TOO_LARGE, "a sequence of %zu tokens does not fit into memory", feed->seq_len);
 	if (alloc_layer(m, err) == 0 && alloc_hidden(m, err) == 0 &&
 	    rope_init(&m->rope, &ck->config, feed->seq_len, err) == 0 &&
+	    placed_init(&m->rope_placed, be, m->rope.data, rope_bytes(&m->rope), "rotary tables", err) == 0 &&
 	    head_kl_init(&m->head, be, ck, sizes->head_bits, m->batch, feed->seq_len, HEAD_KL_HELD_BYTES, err) == 0)
 		return 0;
 	distill_model_deinit(m);
@@ -63,6 +63,7 @@ int distill_model_init(struct distill_model *m, struct backend *be, struct check
 void distill_model_deinit(struct distill_model *m)
 {
 	head_kl_deinit(&m->head);
+	placed_deinit(&m->rope_placed);
 	rope_deinit(&m->rope);
 	tuned_scratch_deinit(&m->scratch);
 	mem_free(m->floats);
@@ -86,11 +87,11 @@ enum needs { NEEDS_WEIGHTS, NEEDS_ALL };        /* Adam's moments are two thirds
 static int open_layer(struct distill_model *m, size_t layer, enum needs needs, struct tuned *t, struct err *err)
 {
 	const struct distill_layer *l = &m->layers[layer];
-	size_t begin, end;
+	size_t begin = 0, end = 0;
 
 	tuned_open(t, &l->plan, m->be, m->floats, &m->scratch);
-	begin = needs == NEEDS_ALL ? 0 : (size_t)(t->moments1 - m->floats);
-	end = needs == NEEDS_ALL ? 0 : begin + 2 * t->trained;
+	if (needs == NEEDS_WEIGHTS)
+		tuned_moments(&l->plan, &begin, &end);
 	if (distill_state_read(m->state, layer, m->floats, begin, end, err) != 0)
 		return -1;
 	return distill_layer_constants(l, &m->ck->config, t, m->constants, err);
@@ -158,8 +159,10 @@ static int read_targets(struct distill_model *m, const uint32_t *sequences, size
 static int forward_layer(struct distill_model *m, const struct block_weights *w, const float *x, size_t n, float *y,
 			 struct err *err)
 {
-	return m->be->ops->block_forward(m->be, &m->layers[0].plan.shape, w, &m->rope.table, x, n,
-					 m->feed->seq_len, y, NULL, NULL, err);
+	const struct rope_table rope = placed_rope(&m->rope_placed, &m->rope.table);
+
+	return m->be->ops->block_forward(m->be, &m->layers[0].plan.shape, w, &rope, x, n, m->feed->seq_len, y, NULL,
+					 NULL, err);
 }
 
 /* Hidden states of every layer's input, then of the last one's output, stay in m->hidden. */
@@ -206,6 +209,7 @@ static int hand_over(void *ctx, size_t sequence, const float *y, size_t rows, si
 static int backward_layer(struct distill_model *m, size_t layer, const struct distill_step *step, struct err *err)
 {
 	struct handed handed = { m->dy, m->sequence };
+	const struct rope_table rope = placed_rope(&m->rope_placed, &m->rope.table);
 	const float *x = m->hidden + layer * m->batch * m->sequence;
 	struct block_weights w;
 	struct block_grads g;
@@ -215,7 +219,7 @@ static int backward_layer(struct distill_model *m, size_t layer, const struct di
 	if (open_layer(m, layer, NEEDS_ALL, &t, err) != 0 || tuned_weights(&t, &w, err) != 0)
 		return -1;
 	tuned_grads(&t, &g);
-	if (m->be->ops->block_backward(m->be, &m->layers[layer].plan.shape, &w, &m->rope.table, x, step->n,
+	if (m->be->ops->block_backward(m->be, &m->layers[layer].plan.shape, &w, &rope, x, step->n,
 				       m->feed->seq_len, hand_over, &handed, layer > 0 ? m->dx : NULL, &g, err) != 0 ||
 	    tuned_step(&t, &step->rates, step->schedule, step->step, err) != 0 ||
 	    distill_state_write(m->state, layer, m->floats, err) != 0)

@@ -8,6 +8,7 @@
 #ifndef QUARRY_WORKER_DISTILL_MODEL_H
 #define QUARRY_WORKER_DISTILL_MODEL_H
 
+#include "worker/backend/place.h"
 #include "worker/distill_feed.h"
 #include "worker/distill_layer.h"
 #include "worker/distill_state.h"
@@ -25,6 +26,7 @@ struct distill_model {
 	size_t batch, probe;            /* sequences a step, of a probe */
 	double weight_hidden;
 	struct rope rope;
+	struct placed rope_placed;
 	struct tuned_scratch scratch;
 	float *floats, *constants;      /* the layer at work */
 	float *hidden, *target, *dy, *dx;

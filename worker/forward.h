@@ -1,11 +1,14 @@
 /* forward.h - pushing sequences through one block, in pieces whose size depends on shape alone.
  *
  * A "piece" is a fixed number of sequences: results must not depend on memory or threads, and the
- * order in which taps see rows is the order of the sequences.
+ * order in which taps see rows is the order of the sequences. Weights and rotary tables are sent to the backend once
+ * (worker/backend/place.h) and serve every piece.
  */
 #ifndef QUARRY_WORKER_FORWARD_H
 #define QUARRY_WORKER_FORWARD_H
 
+#include "worker/backend/place.h"
+#include "worker/layer_keep.h"
 #include "worker/model/block.h"
 #include "worker/model/rope.h"
 #include "worker/task.h"
@@ -14,9 +17,15 @@
 /* What a layer's forward pass needs, opened once a task. */
 struct layer_forward {
 	struct checkpoint ck;
-	struct block block;             /* loaded by layer_forward_load */
+	struct block block;             /* loaded by layer_forward_load, in ordinary memory */
+	struct block_weights weights;   /* the same, where the backend's operations best read it */
 	struct rope rope;
+	struct rope_table rope_table;   /* the same, for the backend */
 	struct backend *backend;
+	struct layer_keep *keep;        /* or NULL */
+	bool original;                  /* the block is the checkpoint's, and unchanged */
+	size_t layer;                   /* which */
+	struct placed weights_placed, rope_placed;
 	size_t seq_len, hidden, piece;  /* piece: sequences per block_forward call */
 };
 
@@ -25,11 +34,15 @@ int layer_forward_init(struct layer_forward *f, struct task_env *env, size_t seq
 void layer_forward_deinit(struct layer_forward *f);
 /* Loads block `layer`, from the checkpoint or, when layer_path is not NULL, from a quantized layer. */
 int layer_forward_load(struct layer_forward *f, size_t layer, const char *layer_path, struct err *err);
+/* Lets go of the block, if one is loaded; the checkpoint's own may be kept for the next task (layer_keep.h). */
+void layer_forward_drop(struct layer_forward *f);
+/* The same, and its memory is free afterwards. */
+void layer_forward_discard(struct layer_forward *f);
 /* x, y: (count, seq_len, hidden); y may be x, or NULL for taps only. */
 int layer_forward_run(struct layer_forward *f, const float *x, size_t count, float *y, block_tap tap,
 		      void *tap_ctx, struct err *err);
 
-/* Sequences per piece: as many as fill 2048 tokens, at least 1. */
-size_t forward_piece(size_t seq_len);
+/* Sequences per piece: as many as fill the backend's piece_tokens, at least 1. */
+size_t forward_piece(const struct backend *be, size_t seq_len);
 
 #endif

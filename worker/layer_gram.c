@@ -2,16 +2,15 @@
 
 #include "common/alloc.h"
 
-struct gram_tap {
-	struct layer_gram *gram;
-	struct backend *backend;
-	struct err *err;
-};
+struct gram_tap { struct layer_gram *gram; struct err *err; };
 
 void layer_gram_drop(struct layer_gram *g, enum block_site site)
 {
-	mem_free(g->h[site]);
+	if (g->h[site])
+		g->backend->ops->memory_give(g->backend, g->h[site]);
+	mem_free(g->diagonal[site]);
 	g->h[site] = NULL;
+	g->diagonal[site] = NULL;
 }
 
 void layer_gram_deinit(struct layer_gram *g)
@@ -23,11 +22,26 @@ void layer_gram_deinit(struct layer_gram *g)
 static int add_rows(void *ctx, int site, const float *x, size_t rows, size_t cols)
 {
 	struct gram_tap *tap = ctx;
+	struct layer_gram *g = tap->gram;
 
-	if (!tap->gram->h[site])
+	if (!g->h[site])
 		return 0;
-	tap->gram->rows[site] += rows;
-	return tap->backend->ops->gram_add(tap->backend, x, rows, cols, tap->gram->h[site], tap->err);
+	g->rows[site] += rows;
+	return g->backend->ops->gram_add(g->backend, x, rows, cols, g->h[site], tap->err);
+}
+
+static int alloc_site(struct layer_gram *g, enum block_site site, size_t cols, struct err *err)
+{
+	size_t cells, bytes;
+
+	g->cols[site] = cols;
+	if (!size_mul(cols, cols, &cells) || !size_mul(cells, sizeof(double), &bytes))
+		return err_set_nomem(err, "the H matrix of a layer");
+	g->diagonal[site] = mem_alloc(cols, sizeof(double));
+	if (!g->diagonal[site])
+		return err_set_nomem(err, "the diagonal of H");
+	g->h[site] = place_zeros(g->backend, bytes, "the H matrix of a layer", err);
+	return g->h[site] ? 0 : -1;
 }
 
 static int gram_alloc(struct layer_gram *g, const struct model_config *config,
@@ -36,12 +50,8 @@ static int gram_alloc(struct layer_gram *g, const struct model_config *config,
 	for (int lin = 0; lin < LIN_COUNT; lin++) {
 		struct linear_shape shape = model_linear(config, (enum block_linear)lin);
 
-		if (g->h[shape.site] || !wanted[shape.site])
-			continue;
-		g->cols[shape.site] = shape.cols;
-		g->h[shape.site] = mem_alloc(shape.cols, shape.cols * sizeof(double));
-		if (!g->h[shape.site])
-			return err_set_nomem(err, "the H matrix of a layer");
+		if (!g->h[shape.site] && wanted[shape.site] && alloc_site(g, shape.site, shape.cols, err) != 0)
+			return -1;
 	}
 	return 0;
 }
@@ -86,20 +96,19 @@ static size_t pass_length(const struct hidden_shards *shards, const struct layer
 	return wanted < total ? wanted : total;
 }
 
-static void gram_mean(struct layer_gram *g)
+static int gram_mean(struct layer_gram *g, struct err *err)
 {
-	for (int site = 0; site < SITE_COUNT; site++) {
-		size_t n = g->cols[site] * g->cols[site];
-
-		for (size_t i = 0; g->h[site] && i < n; i++)
-			g->h[site][i] /= (double)g->rows[site];
-	}
+	for (int site = 0; site < SITE_COUNT; site++)
+		if (g->h[site] && g->backend->ops->gram_mean(g->backend, g->h[site], g->cols[site], g->rows[site],
+							      g->diagonal[site], err) != 0)
+			return -1;
+	return 0;
 }
 
 int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hidden_shards *shards,
 		       const struct layer_pass *pass, struct err *err)
 {
-	struct gram_tap tap = { .gram = g, .backend = f->backend, .err = err };
+	struct gram_tap tap = { .gram = g, .err = err };
 	const size_t length = pass_length(shards, pass);
 	float *rows;
 	int rc;
@@ -110,6 +119,7 @@ int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hid
 	rows = mem_alloc_aligned(f->piece * f->seq_len * f->hidden, sizeof(*rows));
 	if (!rows)
 		return err_set_nomem(err, "hidden states");
+	g->backend = f->backend;
 	rc = gram_alloc(g, &f->ck.config, pass->wanted, err);
 	for (size_t first = 0, end; rc == 0 && first < length; first = end) {
 		end = piece_end(f, shards, pass, first);
@@ -119,7 +129,7 @@ int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hid
 			rc = collect_piece(&tap, f, shards, pass, first, end - first, rows, err);
 	}
 	if (rc == 0)
-		gram_mean(g);
+		rc = gram_mean(g, err);
 	mem_free(rows);
 	return rc;
 }

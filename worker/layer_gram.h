@@ -11,7 +11,9 @@
 #include "worker/hidden_shards.h"
 
 struct layer_gram {
-	double *h[SITE_COUNT];          /* (cols, cols); NULL for a site nobody asked for */
+	struct backend *backend;
+	double *h[SITE_COUNT];          /* (cols, cols), memory of the backend; NULL for a site nobody asked for */
+	double *diagonal[SITE_COUNT];   /* (cols) what stands on its diagonal, in ordinary memory */
 	size_t cols[SITE_COUNT];
 	uint64_t rows[SITE_COUNT];      /* tokens seen */
 };
@@ -30,7 +32,7 @@ struct layer_pass {
 void layer_gram_deinit(struct layer_gram *g);
 /* Drops one site's matrix early. */
 void layer_gram_drop(struct layer_gram *g, enum block_site site);
-/* f must be loaded. */
+/* f must be loaded. Give *g back with layer_gram_deinit() whatever comes out. */
 int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hidden_shards *shards,
 		       const struct layer_pass *pass, struct err *err);
 

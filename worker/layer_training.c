@@ -129,29 +129,36 @@ static struct tuned_plan plan_state(const struct layer_plan *plan, const struct 
 	return t;
 }
 
-static void fill_state(struct tuned *t, struct block_weights *w, const struct quant_result results[LIN_COUNT])
+static int fill_state(struct tuned *t, struct layer_forward *f, const struct quant_result results[LIN_COUNT],
+		      struct err *err)
 {
-	tuned_reset(t);
+	if (tuned_reset(t, err) != 0)
+		return -1;
 	for (int i = 0; i < LIN_COUNT; i++) {
-		const float *weights = *block_linear_slot(w, (enum block_linear)i);
+		const enum block_linear lin = (enum block_linear)i;
+		const struct quant_result *r = &results[i];
 
-		if (t->plan.module[i].quantized)
-			tuned_set_module(t, i, results[i].codes, results[i].scales, results[i].zeros, weights);
-		else
-			tuned_set_constant(t, i, weights);
 		if (t->plan.module[i].bias)
-			tuned_set_bias(t, i, *block_bias_slot(w, (enum block_linear)i));
+			tuned_set_bias(t, i, *block_bias_slot(&f->block.w, lin));
+		if (!t->plan.module[i].quantized)
+			tuned_set_constant(t, i, *block_linear_slot(&f->weights, lin));
+		else if (tuned_set_module(t, i, r->codes, r->scales, r->zeros, *block_linear_slot(&f->block.w, lin),
+					  err) != 0)
+			return -1;
 	}
 	for (int i = 0; i < NORM_COUNT; i++)
 		if (t->plan.norm[i])
-			tuned_set_norm(t, i, *block_norm_slot(w, (enum block_norm)i));
+			tuned_set_norm(t, i, *block_norm_slot(&f->block.w, (enum block_norm)i));
+	return 0;
 }
 
-static void take_results(const struct tuned *t, struct quant_result results[LIN_COUNT])
+static int take_results(const struct tuned *t, struct quant_result results[LIN_COUNT], struct err *err)
 {
 	for (int i = 0; i < LIN_COUNT; i++)
-		if (t->plan.module[i].quantized)
-			tuned_result(t, i, results[i].codes, results[i].scales, results[i].zeros);
+		if (t->plan.module[i].quantized &&
+		    tuned_result(t, i, results[i].codes, results[i].scales, results[i].zeros, err) != 0)
+			return -1;
+	return 0;
 }
 
 static bool all_quantized(const struct tuned_plan *plan)
@@ -163,19 +170,39 @@ static bool all_quantized(const struct tuned_plan *plan)
 	return all;
 }
 
-static int train(struct layer_training *d, struct feeding *k, size_t values, size_t grads, struct err *err)
+static int train(struct layer_training *d, struct feeding *k, const struct tuned_sizes *sizes, struct err *err)
 {
 	const struct distill_data data = {
-		.seq_len = k->f->seq_len, .rope = &k->f->rope.table, .input = give_input, .target = give_target,
+		.seq_len = k->f->seq_len, .rope = &k->f->rope_table, .input = give_input, .target = give_target,
 		.progress = show_progress, .stored_bias = round_bias, .stored_norm = round_norm, .ctx = k,
 	};
 	int rc;
 
-	if (tuned_scratch_init(&d->tuned.scratch, values, grads, err) != 0)
+	if (tuned_scratch_init(&d->tuned.scratch, d->backend, sizes, err) != 0)
 		return -1;
 	rc = distill_block(&d->tuned, &k->plan->training, &data, &d->result, err);
 	tuned_scratch_deinit(&d->tuned.scratch);
 	return rc == 0 ? 0 : err_prefix(err, "distilling layer %lld", (long long)k->plan->layer);
+}
+
+static int open_state(struct layer_training *d, const struct tuned_plan *plan, const struct tuned_sizes *sizes,
+		      struct err *err)
+{
+	const struct tuned_scratch none = { 0 };
+
+	d->small = mem_alloc_aligned(sizes->small, sizeof(*d->small));
+	if (!d->small)
+		return err_set_nomem(err, "the training state of a block");
+	if (tuned_cells_init(&d->cells, d->backend, plan, err) != 0)
+		return -1;
+	tuned_open_apart(&d->tuned, plan, d->backend, &d->cells, d->small, &none);
+	return 0;
+}
+
+/* The weights are not needed while the block is trained; a device keeps them rather than being sent them again. */
+static bool may_drop(const struct layer_training *d)
+{
+	return all_quantized(&d->tuned.plan) && !d->backend->ops->own_memory;
 }
 
 int layer_training_run(struct layer_training *d, const struct layer_plan *plan, struct layer_forward *f,
@@ -185,29 +212,25 @@ int layer_training_run(struct layer_training *d, const struct layer_plan *plan, 
 	const struct tuned_plan state = plan_state(plan, f);
 	struct feeding k = { .plan = plan, .f = f, .shards = shards, .targets = targets, .from = from,
 			     .to = to };
-	const struct tuned_scratch none = { 0 };
-	size_t floats, values, grads;
+	struct tuned_sizes sizes;
 
-	*d = (struct layer_training){ 0 };
-	if (find_dtypes(&k, &state, err) != 0 || tuned_sizes(&state, &floats, &values, &grads, err) != 0)
+	*d = (struct layer_training){ .backend = f->backend };
+	if (find_dtypes(&k, &state, err) != 0 || tuned_measure(&state, &sizes, err) != 0 ||
+	    open_state(d, &state, &sizes, err) != 0 || fill_state(&d->tuned, f, results, err) != 0)
 		return -1;
-	d->state = mem_alloc_aligned(floats, sizeof(*d->state));
-	if (!d->state)
-		return err_set_nomem(err, "the training state of a block");
-	tuned_open(&d->tuned, &state, f->backend, d->state, &none);
-	fill_state(&d->tuned, &f->block.w, results);
-	if (all_quantized(&state))
-		block_free(&f->block);
-	if (train(d, &k, values, grads, err) != 0)
+	if (may_drop(d))
+		layer_forward_discard(f);
+	if (train(d, &k, &sizes, err) != 0 || take_results(&d->tuned, results, err) != 0)
 		return -1;
-	take_results(&d->tuned, results);
+	tuned_cells_deinit(&d->cells, d->backend);
 	return f->block.data ? 0 : layer_forward_load(f, (size_t)plan->layer, NULL, err);
 }
 
 void layer_training_deinit(struct layer_training *d)
 {
-	mem_free(d->state);
-	d->state = NULL;
+	tuned_cells_deinit(&d->cells, d->backend);
+	mem_free(d->small);
+	d->small = NULL;
 }
 
 /* --- the report --------------------------------------------------------------------------------------- */

@@ -1,8 +1,9 @@
 /* layer_training.h - distillation of one layer inside the quantize task (worker/quant/distill_block.h).
  *
- * Targets are the original block's outputs, put aside by the statistics pass. Memory: the training state of
- * one block (three floats per weight when codes are trained), its values and gradients (two more), the best
- * parameters (one more) and a few sequences; the original weights are dropped meanwhile unless a module is skipped.
+ * Targets are the original block's outputs, put aside by the statistics pass. Memory of the backend: the training
+ * state of one block (three floats per weight when codes are trained), its values and gradients (two more), the best
+ * parameters (one more); and a few sequences. In ordinary memory the original weights are dropped meanwhile unless a
+ * module is skipped.
  */
 #ifndef QUARRY_WORKER_LAYER_TRAINING_H
 #define QUARRY_WORKER_LAYER_TRAINING_H
@@ -16,7 +17,9 @@
 struct layer_training {
 	struct tuned tuned;             /* biases and norms as they are to be stored */
 	struct distill_result result;
-	float *state;                   /* what tuned looks into */
+	struct tuned_cells cells;       /* what tuned looks into: of every weight, gone once trained */
+	float *small;                   /* and the rest */
+	struct backend *backend;
 };
 
 /* Where the targets stand: one sequence after the other from the start of the file. */

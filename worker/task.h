@@ -24,8 +24,11 @@ struct task_input {
 	const char *sha256;                     /* of its bytes as hex; NULL when the caller does not know */
 };
 
+struct layer_keep;
+
 struct task_env {
 	struct backend *backend;
+	struct layer_keep *keep;                /* of the compute thread; NULL: every task loads its layers anew */
 	struct source *model;                   /* the job's checkpoint; NULL when it has none */
 	const struct task_input *inputs;        /* local files, verified */
 	size_t input_count;

@@ -100,7 +100,7 @@ static int plan_layers(struct distill_job *job, struct err *err)
 		if (!input || distill_layer_plan(&job->layers[l], &job->ck.config, l, input->path,
 						 job->plan.train_codes, err) != 0)
 			return -1;
-		job->floats[l] = job->layers[l].floats;
+		job->floats[l] = job->layers[l].sizes.state;
 	}
 	return 0;
 }

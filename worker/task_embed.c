@@ -1,17 +1,18 @@
 /* task_embed.c - token ids of one calibration shard to the hidden states that enter block 0. */
 #include "common/alloc.h"
 #include "common/checkpoint.h"
-#include "worker/forward.h"
 #include "worker/model/embed.h"
 #include "worker/model/table.h"
 #include "worker/task_kinds.h"
 #include "worker/tensor_file.h"
 
+enum { PIECE_TOKENS = 2048 }; /* looked up at a time */
+
 static int embed_rows(struct checkpoint *ck, const int32_t *ids, size_t count, size_t seq_len,
 		      const char *path, struct err *err)
 {
 	struct tensor_file out = TENSOR_FILE_CLOSED;
-	size_t hidden = ck->config.hidden, piece = forward_piece(seq_len);
+	size_t hidden = ck->config.hidden, piece = seq_len >= PIECE_TOKENS ? 1 : PIECE_TOKENS / seq_len;
 	float *rows = mem_alloc(piece * seq_len * hidden, sizeof(*rows));
 	int rc = -1;
 

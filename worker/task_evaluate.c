@@ -109,7 +109,7 @@ static int run_layers(struct evaluation *e, struct err *err)
 		    load_layer(e, layer, err) != 0 ||
 		    layer_forward_run(&e->forward, e->rows, e->count, e->rows, NULL, NULL, err) != 0)
 			return -1;
-	block_free(&e->forward.block);
+	layer_forward_discard(&e->forward);
 	return 0;
 }
 

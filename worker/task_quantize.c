@@ -1,7 +1,8 @@
 /* task_quantize.c - one layer: activation statistics, every linear to codes, scales and zero-points, then the
  * block as a whole trained to the output of the original one.
  *
- * One site's H is factored at a time. What distillation needs later, targets and H, waits in a scratch file.
+ * One site's H is factored at a time. What distillation needs later, targets and H, waits in a scratch file; on a
+ * backend with memory of its own H stays there.
  */
 #include <stdio.h>
 
@@ -101,23 +102,27 @@ static int make_result(const struct layer_job *job, struct json **result, struct
 
 /* --- one module after the other -------------------------------------------------------------------- */
 
-static const float *weights_of(struct layer_job *job, int lin)
+static struct quant_weights weights_of(struct layer_job *job, int lin)
 {
-	return *block_linear_slot(&job->forward.block.w, (enum block_linear)lin);
+	struct layer_forward *f = &job->forward;
+
+	return (struct quant_weights){ *block_linear_slot(&f->block.w, (enum block_linear)lin),
+				       *block_linear_slot(&f->weights, (enum block_linear)lin),
+				       job->plan.shape[lin].rows };
 }
 
 static int quantize_linear(struct layer_job *job, int lin, const struct quant_site *site, struct err *err)
 {
 	const struct layer_plan *p = &job->plan;
-	struct quant_options options = options_of(p, lin);
+	const struct quant_options options = options_of(p, lin);
+	const struct quant_weights w = weights_of(job, lin);
 	char what[MODEL_NAME_MAX + 16];
 
 	snprintf(what, sizeof(what), "quantizing %s", p->shape[lin].suffix);
 	if (task_step(job->env, job->shares.gram + (job->shares.modules - job->shares.gram) *
 		      (double)job->done++ / LIN_COUNT, what, err) != 0)
 		return -1;
-	if (quant_module(&job->results[lin], job->forward.backend, site, &options, weights_of(job, lin),
-			 p->shape[lin].rows, err) != 0)
+	if (quant_module(&job->results[lin], job->forward.backend, site, &options, &w, err) != 0)
 		return err_prefix(err, "%s", p->name[lin]);
 	return 0;
 }
@@ -125,6 +130,13 @@ static int quantize_linear(struct layer_job *job, int lin, const struct quant_si
 static size_t h_bytes(const struct layer_job *job, enum block_site site)
 {
 	return job->gram.cols[site] * job->gram.cols[site] * sizeof(double);
+}
+
+/* H is wanted again after distillation. On a device it waits where it is; in ordinary memory, where it can be the largest
+ * thing there is, it goes to the scratch file. */
+static bool keeps_h(const struct layer_job *job)
+{
+	return job->plan.distill && job->forward.backend->ops->own_memory;
 }
 
 static int put_h_aside(struct layer_job *job, enum block_site site, struct err *err)
@@ -145,8 +157,8 @@ static int quantize_site(struct layer_job *job, enum block_site which, struct er
 	for (int lin = 0; lin < LIN_COUNT; lin++)
 		ldlq |= p->shape[lin].site == which && !p->settings[lin].skip && p->settings[lin].rounding == ROUND_LDLQ;
 	if (job->gram.h[which] &&
-	    quant_site_init(&site, job->forward.backend, job->gram.h[which], job->gram.cols[which], p->damp,
-			    ldlq, err) != 0)
+	    quant_site_init(&site, job->forward.backend, job->gram.h[which], job->gram.diagonal[which],
+			    job->gram.cols[which], p->damp, ldlq, err) != 0)
 		return err_prefix(err, "layer %lld, input of %s", (long long)p->layer,
 				  which == SITE_ATTN_IN ? "self_attn" : which == SITE_O_IN ? "o_proj" :
 				  which == SITE_MLP_IN ? "mlp" : "down_proj");
@@ -156,6 +168,8 @@ static int quantize_site(struct layer_job *job, enum block_site which, struct er
 		if (p->shape[lin].site == which && !p->settings[lin].skip)
 			rc = quantize_linear(job, lin, &site, err);
 	quant_site_deinit(&site);
+	if (keeps_h(job))
+		return rc;
 	if (rc == 0)
 		rc = put_h_aside(job, which, err);
 	layer_gram_drop(&job->gram, which);
@@ -164,29 +178,41 @@ static int quantize_site(struct layer_job *job, enum block_site which, struct er
 
 /* --- distillation ------------------------------------------------------------------------------------- */
 
-/* Proxy losses of one site's modules as they are now, with H from the scratch file. */
-static int measure_site(struct layer_job *job, enum block_site which, struct err *err)
+/* Proxy losses of one site's modules as they are now. */
+static int measure_modules(struct layer_job *job, enum block_site which, const double *h, struct err *err)
 {
 	const struct layer_plan *p = &job->plan;
 	struct backend *be = job->forward.backend;
+
+	for (int lin = 0; lin < LIN_COUNT; lin++) {
+		const struct quant_result *r = &job->results[lin];
+		const struct quant_weights w = weights_of(job, lin);
+		const struct grid grid = layer_plan_grid(p, lin);
+
+		if (p->shape[lin].site == which && !p->settings[lin].skip &&
+		    be->ops->proxy_loss(be, &grid, w.placed, w.rows, job->gram.cols[which], h, job->site[which].damp,
+					r->codes, r->scales, r->zeros, &job->loss_distilled[lin], NULL, err) != 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int measure_site(struct layer_job *job, enum block_site which, struct err *err)
+{
 	const size_t cols = job->gram.cols[which];
-	double *h = cols ? mem_alloc(cols, cols * sizeof(*h)) : NULL;
-	int rc = 0;
+	double *h;
+	int rc;
 
 	if (!cols)
 		return 0;
+	if (job->gram.h[which])
+		return measure_modules(job, which, job->gram.h[which], err);
+	h = mem_alloc(cols, cols * sizeof(*h));
 	if (!h)
 		return err_set_nomem(err, "the H matrix of a layer");
 	rc = scratch_file_read(&job->scratch, job->site[which].h_offset, h, h_bytes(job, which), err);
-	for (int lin = 0; rc == 0 && lin < LIN_COUNT; lin++) {
-		const struct quant_result *r = &job->results[lin];
-		const struct grid grid = layer_plan_grid(p, lin);
-
-		if (p->shape[lin].site == which && !p->settings[lin].skip)
-			rc = be->ops->proxy_loss(be, &grid, weights_of(job, lin), p->shape[lin].rows, cols, h,
-						 job->site[which].damp, r->codes, r->scales, r->zeros,
-						 &job->loss_distilled[lin], NULL, err);
-	}
+	if (rc == 0)
+		rc = measure_modules(job, which, h, err);
 	mem_free(h);
 	return rc;
 }

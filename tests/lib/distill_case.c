@@ -15,6 +15,8 @@
 #include "common/checkpoint.h"
 #include "common/digest.h"
 #include "common/file.h"
+#include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 
 enum { TEXT_BYTES = 8192, PATH_BYTES = 600 };
 
@@ -142,18 +144,6 @@ static void make_layer(struct making *m, size_t layer)
 	distill_case_free(&strings);
 }
 
-static struct backend *open_backend_named(const char *name, int threads)
-{
-	struct backend_options options = { .threads = threads };
-	struct err err = ERR_INIT;
-	const struct backend_ops *ops = backend_find(name, &err);
-	struct backend *be = ops ? ops->open(&options, &err) : NULL;
-
-	if (!be)
-		fail_msg("%s", err.text);
-	return be;
-}
-
 static size_t count_layers(struct source *model)
 {
 	struct checkpoint ck;
@@ -177,7 +167,7 @@ void distill_case_make(struct distill_case *c, const struct distill_case_options
 	if (!c->model)
 		fail_msg("%s", err.text);
 	c->layers = count_layers(c->model);
-	m.backend = open_backend_named("cpu", 2);
+	m.backend = case_open(tested_backend(), 2);
 	m.shards = (options->sequences + options->per_shard - 1) / options->per_shard;
 	make_tokens(&m);
 	for (size_t s = 0; s < m.shards; s++)
@@ -214,7 +204,7 @@ struct json *distill_case_run(const struct distill_case *c, const struct distill
 		inputs[env.input_count++] = (struct task_input){ .name = "checkpoint", .path = run->checkpoint };
 	assert_int_equal(dir_remove(run->out, err), 0);
 	assert_int_equal(dir_make(run->out, err), 0);
-	env.backend = open_backend_named(run->backend ? run->backend : "cpu", run->threads ? run->threads : 1);
+	env.backend = case_open(run->backend ? run->backend : tested_backend(), run->threads ? run->threads : 1);
 	if (run->ready)
 		run->ready(run->ctx);
 	if (task_run("distill", spec, &env, &result, err) != 0)

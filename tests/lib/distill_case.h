@@ -30,13 +30,13 @@ struct distill_case_options {
 	size_t sequences, seq_len, per_shard;
 };
 
-/* tokenize, embed, capture, quantize with the cpu backend. */
+/* tokenize, embed, capture, quantize with the tested backend (tested_backend.h). */
 void distill_case_make(struct distill_case *c, const struct distill_case_options *options);
 void distill_case_free(struct distill_case *c);
 
 /* One run of the task. */
 struct distill_run_options {
-	const char *backend;            /* NULL: cpu */
+	const char *backend;            /* NULL: the tested one */
 	int threads;                    /* 0: 1 */
 	const char *spec;               /* JSON */
 	const char *out, *scratch;      /* folders; scratch may be NULL */

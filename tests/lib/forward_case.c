@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include "tests/lib/tested_backend.h"
+
 static void *must_alloc(size_t count, size_t size)
 {
 	void *p = calloc(count ? count : 1, size);
@@ -64,8 +66,7 @@ struct backend *case_open(const char *name, int threads)
 {
 	const struct backend_options options = { .threads = threads };
 	struct err err = ERR_INIT;
-	const struct backend_ops *ops = backend_find(name, &err);
-	struct backend *be = ops ? ops->open(&options, &err) : NULL;
+	struct backend *be = tested_find(name)->open(&options, &err);
 
 	if (!be)
 		fail_msg("%s with %d threads: %s", name, threads, err.text);
@@ -170,12 +171,16 @@ size_t forward_case_rows(const struct forward_case *c)
 	return c->n_seq * c->seq_len;
 }
 
+struct site_keeper { struct backend *be; struct forward_result *result; };
+
 static int keep_site(void *ctx, int site, const float *x, size_t rows, size_t cols)
 {
-	struct forward_result *r = ctx;
+	const struct site_keeper *k = ctx;
+	struct forward_result *r = k->result;
 
 	assert_int_equal(site, r->sites);
-	r->site[site] = case_copy(x, rows * cols * sizeof(*x));
+	r->site[site] = case_poisoned(rows * cols);
+	assert_int_equal(k->be->ops->memory_copy(k->be, r->site[site], x, rows * cols * sizeof(*x), NULL), 0);
 	r->site_len[site] = rows * cols;
 	r->sites++;
 	return 0;
@@ -185,11 +190,12 @@ struct forward_result forward_case_run(const struct forward_case *c, struct back
 				       bool with_taps)
 {
 	struct forward_result r = { .y_len = with_y ? forward_case_rows(c) * c->shape.hidden : 0 };
+	struct site_keeper keeper = { be, &r };
 	struct err err = ERR_INIT;
 
 	r.y = with_y ? case_poisoned(r.y_len) : NULL;
 	if (be->ops->block_forward(be, &c->shape, &c->w, &c->rope, c->x, c->n_seq, c->seq_len, r.y,
-				   with_taps ? keep_site : NULL, &r, &err) != 0)
+				   with_taps ? keep_site : NULL, &keeper, &err) != 0)
 		fail_msg("%s: %s", c->name, err.text);
 	assert_int_equal(r.sites, with_taps ? 4 : 0);
 	return r;

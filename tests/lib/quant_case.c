@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include "tests/lib/forward_case.h"
+
 double rng_uniform(struct rng *r)
 {
 	r->state = r->state * 6364136223846793005u + 1442695040888963407u;
@@ -81,14 +83,7 @@ void fill_hessian(struct rng *r, double *h, size_t n, size_t samples)
 
 struct backend *open_backend(const char *name, int threads)
 {
-	const struct backend_options options = { .threads = threads };
-	struct err err = ERR_INIT;
-	const struct backend_ops *ops = backend_find(name, &err);
-	struct backend *be = ops ? ops->open(&options, &err) : NULL;
-
-	if (!be)
-		fail_msg("backend %s: %s", name, err.text);
-	return be;
+	return case_open(name, threads);
 }
 
 double objective_of(const float *w, const double *h, size_t n, int bits, float s, float z)
@@ -173,4 +168,18 @@ void quant_case_deinit(struct quant_case *q)
 	free(q->zeros);
 	free(q->objective);
 	free(q->codes);
+}
+
+int site_of(struct quant_site *site, struct backend *be, const double *h, size_t cols, double damp, bool factor,
+	    struct err *err)
+{
+	double *diagonal = malloc((cols ? cols : 1) * sizeof(*diagonal));
+	int rc;
+
+	assert_non_null(diagonal);
+	for (size_t i = 0; i < cols; i++)
+		diagonal[i] = h[i * cols + i];
+	rc = quant_site_init(site, be, h, diagonal, cols, damp, factor, err);
+	free(diagonal);
+	return rc;
 }

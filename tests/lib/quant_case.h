@@ -3,6 +3,7 @@
 #define QUARRY_TESTS_LIB_QUANT_CASE_H
 
 #include "worker/backend/backend.h"
+#include "worker/quant/quantize.h"
 
 /* Deterministic random numbers. */
 struct rng { uint64_t state; };
@@ -43,5 +44,9 @@ void quant_case_init(struct quant_case *q, struct rng *r, enum weight_kind kind,
 void quant_case_poison(struct quant_case *q);
 void quant_case_deinit(struct quant_case *q);
 double sum_of(const double *x, size_t n);
+
+/* quant_site_init() with h (cols, cols) in ordinary memory, whose diagonal it looks up. */
+int site_of(struct quant_site *site, struct backend *be, const double *h, size_t cols, double damp, bool factor,
+	    struct err *err);
 
 #endif

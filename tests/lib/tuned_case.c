@@ -68,11 +68,13 @@ void tuned_case_fill(struct tuned_case *c)
 						   w->up_bias, w->down_bias };
 	const float *const norm[TUNED_NORMS] = { w->attn_norm, w->mlp_norm, w->q_norm, w->k_norm };
 
-	tuned_reset(&c->t);
+	struct err err = ERR_INIT;
+
+	assert_int_equal(tuned_reset(&c->t, &err), 0);
 	for (int i = 0; i < TUNED_MODULES; i++) {
 		if (c->plan.module[i].quantized)
-			tuned_set_module(&c->t, i, c->module[i].codes, c->module[i].scales, c->module[i].zeros,
-					 c->module[i].w);
+			assert_int_equal(tuned_set_module(&c->t, i, c->module[i].codes, c->module[i].scales,
+							  c->module[i].zeros, c->module[i].w, &err), 0);
 		else
 			tuned_set_constant(&c->t, i, c->module[i].w);
 		if (c->plan.module[i].bias)
@@ -96,10 +98,10 @@ void tuned_case_init(struct tuned_case *c, struct backend *be)
 		if (c->plan.module[i].quantized)
 			quantize(c, i);
 	}
-	if (tuned_sizes(&c->plan, &c->floats, &c->values, &c->grads, &err) != 0 ||
-	    tuned_scratch_init(&c->scratch, c->values, c->grads, &err) != 0)
+	if (tuned_measure(&c->plan, &c->sizes, &err) != 0 ||
+	    tuned_scratch_init(&c->scratch, be, &c->sizes, &err) != 0)
 		fail_msg("%s", err.text);
-	c->state = case_poisoned(c->floats);
+	c->state = case_poisoned(c->sizes.state);
 	tuned_open(&c->t, &c->plan, be, c->state, &c->scratch);
 	tuned_case_fill(c);
 }

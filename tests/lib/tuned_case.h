@@ -17,7 +17,7 @@ struct tuned_case {
 	struct { const float *w; uint8_t *codes; float *scales, *zeros; size_t groups; } module[TUNED_MODULES];
 	struct backend *be;
 	float *state;
-	size_t floats, values, grads;
+	struct tuned_sizes sizes;
 	struct tuned_scratch scratch;
 	struct tuned t;
 };

@@ -1,4 +1,4 @@
-/* grid_values, grid_gradients and adam_step: cpu held to ref, and what backend.h promises of them. */
+/* grid_values, grid_gradients and adam_step: the tested backend held to ref, and what backend.h promises of them. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,17 +10,7 @@
 
 #include "common/packed.h"
 #include "tests/lib/forward_case.h"
-#include "worker/backend/cpu/levels.h"
-
-static struct backend *open_level(const char *level, int threads)
-{
-	struct backend *be;
-
-	setenv("QUARRY_CPU_LEVEL", level, 1);
-	be = case_open("cpu", threads);
-	unsetenv("QUARRY_CPU_LEVEL");
-	return be;
-}
+#include "tests/lib/tested_backend.h"
 
 static void same_bytes(const char *what, const void *a, const void *b, size_t bytes)
 {
@@ -120,12 +110,12 @@ static void check_gradients(const struct grid_case *g, const float got[2], const
 	case_assert_close("dzeros", got + 1, want + 1, 1, 1e-5 * plain);
 }
 
-static void grid_against_ref(const struct grid_case *g, struct backend *ref, struct backend *cpu)
+static void grid_against_ref(const struct grid_case *g, struct backend *ref, struct backend *fast)
 {
 	const size_t n = g->rows * g->cols, groups = g->rows * g->groups;
-	float *want = values_of(g, ref), *got = values_of(g, cpu), *stored = stored_values_of(g);
+	float *want = values_of(g, ref), *got = values_of(g, fast), *stored = stored_values_of(g);
 	float *ds[2], *dz[2], *dl[2];
-	struct backend *be[2] = { ref, cpu };
+	struct backend *be[2] = { ref, fast };
 
 	for (size_t i = 0; i < n; i++)
 		assert_true(got[i] == want[i]);
@@ -156,19 +146,19 @@ static void test_grid_near_ref(void **state)
 	struct backend *ref = case_open("ref", 1);
 
 	(void)state;
-	for (enum cpu_level level = CPU_BASE; level <= cpu_level_best(); level++) {
-		struct backend *cpu = open_level(cpu_level_name(level), 2);
+	for (int level = 0; level < tested_levels(); level++) {
+		struct backend *fast = tested_open(level, 2);
 
 		for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
 			for (int bits = 1; bits <= 8; bits++) {
 				struct grid_case g;
 
 				grid_case_init(&g, bits, shapes[i][0], shapes[i][1], shapes[i][2]);
-				grid_against_ref(&g, ref, cpu);
+				grid_against_ref(&g, ref, fast);
 				grid_case_deinit(&g);
 			}
 		}
-		case_close(cpu);
+		case_close(fast);
 	}
 	case_close(ref);
 }
@@ -176,7 +166,7 @@ static void test_grid_near_ref(void **state)
 /* Alone, in place, with other numbers of threads: the same bytes. */
 static void test_grid_forms_agree(void **state)
 {
-	struct backend *one = case_open("cpu", 1), *many = case_open("cpu", 3);
+	struct backend *one = case_open(tested_backend(), 1), *many = case_open(tested_backend(), 3);
 	struct grid_case g;
 	float *w[2], *ds[2], *dz[2], *dl[2];
 
@@ -214,8 +204,8 @@ static void test_grid_forms_agree(void **state)
 static void test_grid_errors(void **state)
 {
 	(void)state;
-	for (size_t b = 0; backend_list[b]; b++) {
-		struct backend *be = case_open(backend_list[b]->name, 2);
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
 		const struct backend_ops *ops = be->ops;
 		const struct grid fine = { .bits = 2, .group = 2 }, uneven = { .bits = 2, .group = 3 };
 		const float x[4] = { 0, 3, 1, 2 }, s[2] = { 1, 3e38f }, z[2] = { 0, -9 };
@@ -250,7 +240,7 @@ static void check_step(const struct adam *adam, const float *got, const float *w
 }
 
 /* Each step starts from what ref has, so that what is compared is one step. */
-static void adam_case(struct backend *ref, struct backend *cpu, struct backend *other, size_t n)
+static void adam_case(struct backend *ref, struct backend *fast, struct backend *other, size_t n)
 {
 	struct adam adam = { .rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f };
 	float *p = case_random(n, 1, n), *m = case_random(n, 0, 1), *v = case_random(n, 0, 1);
@@ -264,7 +254,7 @@ static void adam_case(struct backend *ref, struct backend *cpu, struct backend *
 		if (n > 0)
 			g[0] = 0;
 		assert_int_equal(ref->ops->adam_step(ref, &adam, n, p, g, m, v, NULL), 0);
-		assert_int_equal(cpu->ops->adam_step(cpu, &adam, n, p2, g, m2, v2, NULL), 0);
+		assert_int_equal(fast->ops->adam_step(fast, &adam, n, p2, g, m2, v2, NULL), 0);
 		assert_int_equal(other->ops->adam_step(other, &adam, n, p3, g, m3, v3, NULL), 0);
 		check_step(&adam, p2, p, n);
 		case_assert_close("m", m2, m, n, 1e-6 * case_max_abs(m, n));
@@ -287,9 +277,9 @@ static void test_adam_near_ref(void **state)
 	struct backend *ref = case_open("ref", 1);
 
 	(void)state;
-	for (enum cpu_level level = CPU_BASE; level <= cpu_level_best(); level++) {
-		struct backend *one = open_level(cpu_level_name(level), 1);
-		struct backend *many = open_level(cpu_level_name(level), 3);
+	for (int level = 0; level < tested_levels(); level++) {
+		struct backend *one = tested_open(level, 1);
+		struct backend *many = tested_open(level, 3);
 
 		for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++)
 			adam_case(ref, one, many, lengths[i]);
@@ -307,8 +297,8 @@ static void test_adam_errors(void **state)
 
 	(void)state;
 	zeroth.step = 0;
-	for (size_t b = 0; backend_list[b]; b++) {
-		struct backend *be = case_open(backend_list[b]->name, 2);
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
 		float p[3] = { 1, 2, 3 }, g[3] = { 0, NAN, 0 }, m[3] = { 0 }, v[3] = { 0 };
 		struct err err = ERR_INIT;
 

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@
 
 #include "common/alloc.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/backend/cpu/kernels.h"
 #include "worker/backend/cpu/levels.h"
 #include "worker/backend/pool.h"
@@ -79,14 +81,17 @@ static void test_pool_refuses(void **state)
 static void test_find(void **state)
 {
 	struct err err = ERR_INIT;
+	char text[256] = "no backend named \"abacus\"; this program has: ";
 
 	(void)state;
-	for (size_t i = 0; backend_list[i]; i++)
+	for (size_t i = 0; backend_list[i]; i++) {
 		assert_ptr_equal(backend_find(backend_list[i]->name, &err), backend_list[i]);
+		strcat(strcat(text, i ? ", " : ""), backend_list[i]->name);
+	}
 	assert_string_equal(backend_list[0]->name, "cpu");
 	assert_null(backend_find("abacus", &err));
 	assert_int_equal(err.code, ERR_INVALID);
-	assert_string_equal(err.text, "no backend named \"abacus\"; this program has: cpu, ref");
+	assert_string_equal(err.text, strcat(text, backend_list_note));
 }
 
 static void test_open(void **state)
@@ -94,8 +99,8 @@ static void test_open(void **state)
 	const struct backend_options none = { .threads = 0 }, two = { .threads = 2 };
 
 	(void)state;
-	for (size_t i = 0; backend_list[i]; i++) {
-		const struct backend_ops *ops = backend_list[i];
+	for (int i = 0; i < TESTED_BOTH; i++) {
+		const struct backend_ops *ops = tested_find(tested_name(i));
 		struct backend *be = NULL;
 		struct err err = ERR_INIT;
 		int failures = 0;
@@ -114,6 +119,31 @@ static void test_open(void **state)
 		assert_true(strncmp(ops->identity(be), ops->name, strlen(ops->name)) == 0);
 		ops->close(be);
 		ops->close(NULL);
+	}
+}
+
+/* Backends that run on the processor know no other device and no memory but the machine's. */
+static void test_no_device(void **state)
+{
+	static const char *const names[] = { "cpu", "ref" };
+	const struct backend_options second = { .threads = 1, .device = 1 }, before = { .threads = 1, .device = -1 };
+	const struct backend_options bounded = { .threads = 1, .device_memory = 1 << 30 };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		const struct backend_ops *ops = backend_find(names[i], NULL);
+		struct err err = ERR_INIT;
+		char text[128];
+
+		assert_null(ops->open(&second, &err));
+		assert_int_equal(err.code, ERR_INVALID);
+		snprintf(text, sizeof(text), "device is 1; the %s backend has only device 0, this machine", names[i]);
+		assert_string_equal(err.text, text);
+		assert_null(ops->open(&before, &err));
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_null(ops->open(&bounded, &err));
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_non_null(strstr(err.text, "1073741824 bytes of device memory"));
 	}
 }
 
@@ -192,6 +222,7 @@ int main(void)
 		cmocka_unit_test(test_pool_refuses),
 		cmocka_unit_test(test_find),
 		cmocka_unit_test(test_open),
+		cmocka_unit_test(test_no_device),
 		cmocka_unit_test(test_levels),
 		cmocka_unit_test(test_exp),
 	};

@@ -1,4 +1,4 @@
-/* gram_add and head_tile: cpu held to ref, and what backend.h promises of both. */
+/* gram_add, gram_mean and head_tile: the tested backend held to ref, and what backend.h promises of them. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +9,7 @@
 
 #include "common/alloc.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 
 /* --- gram_add ---------------------------------------------------------------------------------- */
 
@@ -37,14 +38,14 @@ static void gram_close(const double *got, const double *want, size_t rows, size_
 		}
 }
 
-static void gram_case(struct backend *ref, struct backend *cpu, struct backend *other, size_t rows,
+static void gram_case(struct backend *ref, struct backend *fast, struct backend *other, size_t rows,
 		      size_t cols)
 {
 	float *x = case_random(rows * cols, 2, rows * 31 + cols);
 	double *want = start_h(cols), *got = start_h(cols), *again = start_h(cols);
 
 	assert_int_equal(ref->ops->gram_add(ref, x, rows, cols, want, NULL), 0);
-	assert_int_equal(cpu->ops->gram_add(cpu, x, rows, cols, got, NULL), 0);
+	assert_int_equal(fast->ops->gram_add(fast, x, rows, cols, got, NULL), 0);
 	assert_int_equal(other->ops->gram_add(other, x, rows, cols, again, NULL), 0);
 	gram_close(got, want, rows, cols);
 	assert_memory_equal(got, again, cols * cols * sizeof(*got));
@@ -61,11 +62,11 @@ static void test_gram(void **state)
 		{ 2100, 193 },
 		{ 77, 385 }, { 40, 511 }, { 40, 512 }, { 40, 513 }, { 30, 769 },
 	};
-	struct backend *ref = case_open("ref", 1), *one = case_open("cpu", 1);
+	struct backend *ref = case_open("ref", 1), *one = case_open(tested_backend(), 1);
 
 	(void)state;
 	for (int threads = 2; threads <= 7; threads += threads == 3 ? 4 : 1) {
-		struct backend *many = case_open("cpu", threads);
+		struct backend *many = case_open(tested_backend(), threads);
 
 		for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
 			gram_case(ref, one, many, shapes[i][0], shapes[i][1]);
@@ -78,8 +79,8 @@ static void test_gram(void **state)
 static void test_gram_errors(void **state)
 {
 	(void)state;
-	for (size_t b = 0; backend_list[b]; b++) {
-		struct backend *be = case_open(backend_list[b]->name, 2);
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
 		double h[4] = { 0 };
 		float x[4] = { 1, 2, 3, 4 };
 		struct err err = ERR_INIT;
@@ -88,6 +89,65 @@ static void test_gram_errors(void **state)
 		assert_int_equal(err.code, ERR_INVALID);
 		h[3] = INFINITY;
 		assert_int_equal(be->ops->gram_add(be, x, 2, 2, h, &err), -1);
+		assert_int_equal(err.code, ERR_NUMERIC);
+		case_close(be);
+	}
+}
+
+/* --- gram_mean --------------------------------------------------------------------------------- */
+
+static void mean_case(struct backend *ref, struct backend *fast, size_t cols, uint64_t rows)
+{
+	const size_t n = cols * cols;
+	float *x = case_random(n, 50, cols);
+	double *want = start_h(cols), *got = start_h(cols), *start = start_h(cols);
+	double *want_diagonal = start_h(cols), *diagonal = start_h(cols);
+
+	for (size_t i = 0; i < n; i++)
+		want[i] = got[i] = start[i] = x[i] / 3.0;
+	assert_int_equal(ref->ops->gram_mean(ref, want, cols, rows, want_diagonal, NULL), 0);
+	assert_int_equal(fast->ops->gram_mean(fast, got, cols, rows, diagonal, NULL), 0);
+	for (size_t i = 0; i < n; i++)
+		assert_true(want[i] == start[i] / (double)rows);
+	for (size_t i = 0; i < cols; i++)
+		assert_true(want_diagonal[i] == want[i * cols + i]);
+	assert_memory_equal(got, want, n * sizeof(*got));
+	assert_memory_equal(diagonal, want_diagonal, cols * sizeof(*diagonal));
+	free(x);
+	free(want);
+	free(got);
+	free(start);
+	free(want_diagonal);
+	free(diagonal);
+}
+
+static void test_gram_mean(void **state)
+{
+	static const size_t cols[] = { 1, 2, 63, 64, 65, 130, 513 };
+	static const uint64_t rows[] = { 1, 3, 262144, (uint64_t)1 << 53 };
+	struct backend *ref = case_open("ref", 1), *fast = case_open(tested_backend(), 3);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cols) / sizeof(cols[0]); i++)
+		for (size_t k = 0; k < sizeof(rows) / sizeof(rows[0]); k++)
+			mean_case(ref, fast, cols[i], rows[k]);
+	case_close(ref);
+	case_close(fast);
+}
+
+static void test_gram_mean_errors(void **state)
+{
+	(void)state;
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
+		double h[4] = { 1, 0, 0, INFINITY }, diagonal[2];
+		struct err err = ERR_INIT;
+
+		assert_int_equal(be->ops->gram_mean(be, h, 0, 1, diagonal, &err), -1);
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_int_equal(be->ops->gram_mean(be, h, 2, 0, diagonal, &err), -1);
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_int_equal(be->ops->gram_mean(be, h, 2, 2, diagonal, &err), -1);
 		assert_int_equal(err.code, ERR_NUMERIC);
 		case_close(be);
 	}
@@ -163,7 +223,7 @@ static void heads_agree(const struct head *got, const struct head *want)
 static void head_case(size_t rows, size_t hidden, size_t vocab, float scale)
 {
 	static const size_t tiles[] = { 1, 511, 512, 513, 700 };
-	struct backend *ref = case_open("ref", 1), *one = case_open("cpu", 1), *many = case_open("cpu", 3);
+	struct backend *ref = case_open("ref", 1), *one = case_open(tested_backend(), 1), *many = case_open(tested_backend(), 3);
 	float *x = case_random(rows * hidden, scale, rows), *w = case_random(vocab * hidden, 1, vocab);
 	int32_t *targets = case_random_ids(rows, (int32_t)vocab, 5);
 	struct head want = head_run(ref, x, rows, hidden, w, vocab, &vocab, 1, targets);
@@ -199,8 +259,8 @@ static void test_head(void **state)
 static void test_head_ties(void **state)
 {
 	(void)state;
-	for (size_t b = 0; backend_list[b]; b++) {
-		struct backend *be = case_open(backend_list[b]->name, 2);
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
 		const float x[1] = { 1 }, w[6] = { 0.5f, 2, 2, 1, 2, 2 }, rising[3] = { 1, 2, 3 };
 		const int32_t target[1] = { 4 };
 		const size_t tiles[2] = { 3, 3 }, single = 1;
@@ -221,8 +281,8 @@ static void test_head_ties(void **state)
 static void test_head_errors(void **state)
 {
 	(void)state;
-	for (size_t b = 0; backend_list[b]; b++) {
-		struct backend *be = case_open(backend_list[b]->name, 2);
+	for (int b = 0; b < TESTED_BOTH; b++) {
+		struct backend *be = case_open(tested_name(b), 2);
 		const float x[2] = { 3e38f, 3e38f }, w[2] = { 3, 3 };
 		const int32_t target = 0;
 		struct head h = head_new(1);
@@ -266,6 +326,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_gram),
 		cmocka_unit_test(test_gram_errors),
+		cmocka_unit_test(test_gram_mean),
+		cmocka_unit_test(test_gram_mean_errors),
 		cmocka_unit_test(test_head),
 		cmocka_unit_test(test_head_ties),
 		cmocka_unit_test(test_head_errors),

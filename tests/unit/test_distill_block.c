@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "tests/lib/tested_backend.h"
 #include "tests/lib/tuned_case.h"
 #include "worker/quant/distill_block.h"
 #include "worker/quant/order.h"
@@ -182,14 +183,14 @@ static void test_learns(void **state)
 {
 	(void)state;
 	check_learning("ref", 2, false);
-	check_learning("cpu", 2, false);
-	check_learning("cpu", 3, true);
+	check_learning(tested_backend(), 2, false);
+	check_learning(tested_backend(), 3, true);
 }
 
 /* More steps than points of the curve: means over intervals, the last at the end. */
 static void test_curve(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 	struct lesson l;
 
 	(void)state;
@@ -210,7 +211,7 @@ static void test_curve(void **state)
 /* The probe sees biases and norms as they will be stored, and so they are left. */
 static void test_stored_values(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 	struct lesson l;
 	size_t moved = 0;
 
@@ -236,11 +237,17 @@ static void test_stored_values(void **state)
 
 /* --- it never harms --------------------------------------------------------------------------------- */
 
+/* They come first in the state. */
+static size_t trained_floats(const struct lesson *l)
+{
+	return l->c.t.cells.n + l->c.t.rest.n;
+}
+
 static void check_start_is_left(struct lesson *l, const float *start)
 {
 	assert_false(l->result.kept);
 	assert_true(l->result.after == l->result.before);
-	assert_memory_equal(l->c.t.params, start, l->c.t.trained * sizeof(float));
+	assert_memory_equal(l->c.state, start, trained_floats(l) * sizeof(float));
 	for (int i = 0; i < TUNED_MODULES; i++)
 		assert_memory_equal(l->c.t.module[i].scales, l->c.module[i].scales,
 				    l->c.module[i].groups * sizeof(float));
@@ -256,12 +263,12 @@ static void test_never_worse(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < 2; i++) {
-		struct backend *be = case_open(i ? "ref" : "cpu", 1);
+		struct backend *be = case_open(i ? "ref" : tested_backend(), 1);
 		struct lesson l;
 		float *start;
 
 		lesson_open(&l, full_case(2), be);
-		start = case_copy(l.c.t.params, l.c.t.trained * sizeof(float));
+		start = case_copy(l.c.state, trained_floats(&l) * sizeof(float));
 		l.settings.rates = wild[i];
 		must_learn(&l);
 		check_start_is_left(&l, start);
@@ -275,7 +282,7 @@ static void test_never_worse(void **state)
 /* The original itself: nothing to learn. */
 static void test_nothing_to_learn(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 	struct tuned_case c = full_case(2);
 	struct lesson l;
 	float *start;
@@ -283,7 +290,7 @@ static void test_nothing_to_learn(void **state)
 	(void)state;
 	c.skip = 0x7f;
 	lesson_open(&l, c, be);
-	start = case_copy(l.c.t.params, l.c.t.trained * sizeof(float));
+	start = case_copy(l.c.state, trained_floats(&l) * sizeof(float));
 	must_learn(&l);
 	assert_true(l.result.before < 1e-12);
 	check_start_is_left(&l, start);
@@ -303,8 +310,8 @@ static float *learned(const char *backend, int threads, uint64_t seed, size_t *f
 	lesson_open(&l, full_case(2), be);
 	l.settings.seed = seed;
 	must_learn(&l);
-	*floats = l.c.floats;
-	state = case_copy(l.c.state, l.c.floats * sizeof(float));
+	*floats = l.c.sizes.state;
+	state = case_copy(l.c.state, l.c.sizes.state * sizeof(float));
 	lesson_close(&l);
 	case_close(be);
 	return state;
@@ -313,11 +320,11 @@ static float *learned(const char *backend, int threads, uint64_t seed, size_t *f
 static void test_same_bytes(void **state)
 {
 	size_t n;
-	float *one = learned("cpu", 1, 1, &n), *other = learned("cpu", 1, 2, &n);
+	float *one = learned(tested_backend(), 1, 1, &n), *other = learned(tested_backend(), 1, 2, &n);
 
 	(void)state;
 	for (int threads = 1; threads <= 3; threads++) {
-		float *again = learned("cpu", threads, 1, &n);
+		float *again = learned(tested_backend(), threads, 1, &n);
 
 		assert_memory_equal(one, again, n * sizeof(float));
 		free(again);
@@ -356,7 +363,7 @@ static void test_order(void **state)
 
 static void test_cancel(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 
 	(void)state;
 	/* Within the first probe, a step, and the probe after the first epoch. */
@@ -376,7 +383,7 @@ static void test_cancel(void **state)
 
 static void test_source_fails(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 
 	(void)state;
 	for (size_t i = 0; i < 2; i++) {

@@ -41,7 +41,7 @@ static void plan_layers(struct err *err)
 
 		snprintf(name, sizeof(name), "layer-%zu", l);
 		must(distill_layer_plan(&layers[l], &ck.config, l, task_input_path(&env, name), true, err), err);
-		floats[l] = layers[l].floats;
+		floats[l] = layers[l].sizes.state;
 		for (int m = 0; m < TUNED_MODULES; m++)
 			layers[l].plan.module[m].grid.half = false; /* halves are a staircase: differences need a slope */
 	}
@@ -109,14 +109,27 @@ static void read_layer(size_t layer, float *into, struct tuned *t)
 	tuned_open(t, &layers[layer].plan, backend, into, &model.scratch);
 }
 
+/* Parameters come first in a state, moments behind them. */
+static size_t trained_floats(const struct tuned *t)
+{
+	size_t begin, end;
+
+	tuned_moments(&t->plan, &begin, &end);
+	return begin;
+}
+
 /* The same state with other parameters in one layer. */
 static void write_params(size_t layer, float *into, struct tuned *t, const float *params)
 {
 	struct err err = ERR_INIT;
 
-	tuned_set_params(t, params);
-	memset(t->moments1, 0, t->trained * sizeof(float));
-	memset(t->moments2, 0, t->trained * sizeof(float));
+	const size_t trained = trained_floats(t), cells = trained - t->rest.n;
+	float *copy = mem_alloc(trained, sizeof(*copy));
+
+	memcpy(copy, params, trained * sizeof(*copy));
+	must(tuned_return(t, &(struct tuned_copy){ cells ? copy : NULL, copy + cells }, &err), &err);
+	mem_free(copy);
+	memset(into + trained, 0, 2 * trained * sizeof(float));
 	distill_state_begin(&state, false);
 	for (size_t l = 0; l < inputs.layers; l++)
 		if (l == layer) {
@@ -139,6 +152,7 @@ static double slope_error(size_t layer, const struct part *part, const float *gr
 {
 	float *into = mem_alloc(floats[layer], sizeof(*into)), *params, *moved;
 	double length = 0, loss[2], slope, error;
+	size_t trained;
 	struct tuned t;
 
 	for (size_t i = 0; i < part->count; i++)
@@ -146,11 +160,12 @@ static double slope_error(size_t layer, const struct part *part, const float *gr
 	length = sqrt(length);
 	assert_true(length > 0);
 	read_layer(layer, into, &t);
-	params = mem_alloc(t.trained, sizeof(*params));
-	moved = mem_alloc(t.trained, sizeof(*moved));
-	memcpy(params, t.params, t.trained * sizeof(*params));
+	trained = trained_floats(&t);
+	params = mem_alloc(trained, sizeof(*params));
+	moved = mem_alloc(trained, sizeof(*moved));
+	memcpy(params, into, trained * sizeof(*params));
 	for (int side = 0; side < 2; side++) {
-		memcpy(moved, params, t.trained * sizeof(*moved));
+		memcpy(moved, params, trained * sizeof(*moved));
 		for (size_t i = part->begin; i < part->begin + part->count; i++)
 			moved[i] += (side ? 1.0f : -1.0f) * part->reach * (float)(gradient[i] / length);
 		write_params(layer, into, &t, moved);
@@ -183,15 +198,17 @@ static struct part steepest(const char *what, const struct part *part, const flo
 static float *gradient_of(size_t layer, float *into, struct tuned *t)
 {
 	float *gradient;
+	size_t trained;
 
 	read_layer(layer, into, t);
-	gradient = mem_alloc(t->trained, sizeof(*gradient));
-	memcpy(gradient, t->params, t->trained * sizeof(*gradient));
+	trained = trained_floats(t);
+	gradient = mem_alloc(trained, sizeof(*gradient));
+	memcpy(gradient, into, trained * sizeof(*gradient));
 	write_params(layer, into, t, gradient); /* moments 0 */
 	loss_now();
 	read_layer(layer, into, t);
-	for (size_t i = 0; i < t->trained; i++)
-		gradient[i] = t->moments1[i] / 0.1f;
+	for (size_t i = 0; i < trained; i++)
+		gradient[i] = into[trained + i] / 0.1f;
 	return gradient;
 }
 
@@ -206,13 +223,13 @@ static double worst_of_layer(size_t layer)
 	gradient = gradient_of(layer, into, &t);
 	{
 		const struct part parts[] = {
-			{ "up scales", (size_t)(t.module[LIN_UP].factors - t.params), groups, 0.02f },
-			{ "up zero-points", (size_t)(t.module[LIN_UP].zeros - t.params), groups, 0.05f },
-			{ "q scales", (size_t)(t.module[LIN_Q].factors - t.params), 64, 0.02f },
-			{ "v scales", (size_t)(t.module[LIN_V].factors - t.params), 64, 0.02f },
-			{ "down scales", (size_t)(t.module[LIN_DOWN].factors - t.params), 64, 0.02f },
-			{ "attention norm", (size_t)(t.norm[NORM_ATTN] - t.params), plan->norm[NORM_ATTN], 0.02f },
-			{ "mlp norm", (size_t)(t.norm[NORM_MLP] - t.params), plan->norm[NORM_MLP], 0.02f },
+			{ "up scales", (size_t)(t.module[LIN_UP].factors - into), groups, 0.02f },
+			{ "up zero-points", (size_t)(t.module[LIN_UP].zeros - into), groups, 0.05f },
+			{ "q scales", (size_t)(t.module[LIN_Q].factors - into), 64, 0.02f },
+			{ "v scales", (size_t)(t.module[LIN_V].factors - into), 64, 0.02f },
+			{ "down scales", (size_t)(t.module[LIN_DOWN].factors - into), 64, 0.02f },
+			{ "attention norm", (size_t)(t.norm[NORM_ATTN] - into), plan->norm[NORM_ATTN], 0.02f },
+			{ "mlp norm", (size_t)(t.norm[NORM_MLP] - into), plan->norm[NORM_MLP], 0.02f },
 		};
 		const struct part alone[] = {
 			steepest("one v scale", &parts[3], gradient), steepest("one zero-point", &parts[1], gradient),

@@ -18,6 +18,7 @@
 #include "common/checkpoint.h"
 #include "common/file.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/model/block.h"
 #include "worker/model/embed.h"
 #include "worker/model/head.h"
@@ -240,16 +241,16 @@ static void test_tiny_ref(void **state)
 	check_model("fable-tiny", true, "ref");
 }
 
-static void test_tiny_cpu(void **state)
+static void test_tiny_tested(void **state)
 {
 	(void)state;
-	check_model("fable-tiny", true, "cpu");
+	check_model("fable-tiny", true, tested_backend());
 }
 
-static void test_llama_cpu(void **state)
+static void test_llama_tested(void **state)
 {
 	(void)state;
-	check_model("fable-llama", false, "cpu");
+	check_model("fable-llama", false, tested_backend());
 }
 
 static void test_llama_ref(void **state)
@@ -258,10 +259,10 @@ static void test_llama_ref(void **state)
 	check_model("fable-llama", false, "ref");
 }
 
-static void test_qwen3_cpu(void **state)
+static void test_qwen3_tested(void **state)
 {
 	(void)state;
-	check_model("fable-qwen3", false, "cpu");
+	check_model("fable-qwen3", false, tested_backend());
 }
 
 static void test_qwen3_ref(void **state)
@@ -273,9 +274,9 @@ static void test_qwen3_ref(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_tiny_ref),  cmocka_unit_test(test_tiny_cpu),
-		cmocka_unit_test(test_llama_cpu), cmocka_unit_test(test_llama_ref),
-		cmocka_unit_test(test_qwen3_cpu), cmocka_unit_test(test_qwen3_ref),
+		cmocka_unit_test(test_tiny_ref),  cmocka_unit_test(test_tiny_tested),
+		cmocka_unit_test(test_llama_tested), cmocka_unit_test(test_llama_ref),
+		cmocka_unit_test(test_qwen3_tested), cmocka_unit_test(test_qwen3_ref),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -145,10 +145,11 @@ static void check_module(struct backend *be, const struct quant_site *site, cons
 			 struct grid grid, enum fit_method method, bool ldlq, double *loss)
 {
 	const struct quant_options options = { .grid = grid, .method = method, .ldlq = ldlq, .refine = 2 };
+	const struct quant_weights w = { q->w, q->w, q->rows };
 	struct quant_result out;
 	struct err err = ERR_INIT;
 
-	if (quant_module(&out, be, site, &options, q->w, q->rows, &err) != 0)
+	if (quant_module(&out, be, site, &options, &w, &err) != 0)
 		fail_msg("%s", err.text);
 	for (size_t i = 0; i < q->rows * (q->cols / grid.group); i++)
 		check_stored(&grid, out.scales[i], out.zeros[i]);
@@ -172,7 +173,7 @@ static void test_modules(void **state)
 		struct err err = ERR_INIT;
 
 		quant_case_init(&q, &r, W_NORMAL, 12, 96, (struct grid){ .bits = 2, .group = 32 });
-		if (quant_site_init(&site, be, q.h, q.cols, 0.01, true, &err) != 0)
+		if (site_of(&site, be, q.h, q.cols, 0.01, true, &err) != 0)
 			fail_msg("%s", err.text);
 		for (int k = 0; k < KINDS; k++) {
 			for (int bits = 2; bits <= 4; bits += 2) {
@@ -242,7 +243,7 @@ static void test_training_computes_with_what_is_stored(void **state)
 			uint8_t *codes = malloc(tm->rows * tm->cols);
 
 			assert_true(s && z && codes);
-			tuned_result(&c.t, m, codes, s, z);
+			assert_int_equal(tuned_result(&c.t, m, codes, s, z, &err), 0);
 			for (size_t i = 0; i < groups; i++)
 				check_stored(&tm->grid, s[i], z[i]);
 			for (size_t i = 0; i < tm->rows * tm->cols; i++)

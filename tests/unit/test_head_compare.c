@@ -14,6 +14,7 @@
 #include "common/file.h"
 #include "formats/embedding.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/model/head.h"
 
 /* --- models ------------------------------------------------------------------------------------ */
@@ -350,7 +351,7 @@ static void test_same_bytes(void **state)
 	model_init(&o, &(struct head_model){ .hidden = 2048, .vocab = 1100 });
 	rows_init(&r, &o.ck, 270, 1);
 	for (size_t t = 0; t < 4; t++) {
-		struct backend *be = case_open("cpu", threads[t]);
+		struct backend *be = case_open(tested_backend(), threads[t]);
 		struct scores s = scores_new(r.count);
 		double *nll = calloc(r.count, sizeof(double));
 		struct err err = ERR_INIT;

@@ -13,6 +13,7 @@
 #include "common/alloc.h"
 #include "formats/embedding.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/model/head_kl.h"
 
 enum { SEQUENCES = 3, SEQ_LEN = 5 };
@@ -128,13 +129,12 @@ static struct head_loss plain_loss(void)
 
 static void check_loss(void)
 {
-	static const char *const backends[] = { "ref", "cpu" };
 	const struct head_loss want = plain_loss();
 
-	for (int i = 0; i < 2; i++) {
-		struct outcome got = loss_of(backends[i], HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	for (int i = 0; i < TESTED_BOTH; i++) {
+		struct outcome got = loss_of(tested_name(i), HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
 
-		print_message("# %s, %d bits: KL %.6f (%.6f), hidden %.6f (%.6f)\n", backends[i], bits, got.loss.kl,
+		print_message("# %s, %d bits: KL %.6f (%.6f), hidden %.6f (%.6f)\n", tested_name(i), bits, got.loss.kl,
 			      want.kl, got.loss.hidden, want.hidden);
 		assert_true(want.kl > 0.1 && fabs(got.loss.kl - want.kl) < 1e-4 * (double)rows);
 		assert_true(want.hidden > 0.01 && fabs(got.loss.hidden / want.hidden - 1) < 1e-5);
@@ -155,8 +155,8 @@ static void test_held_or_streamed(void **state)
 {
 	(void)state;
 	for (bits = 8; bits <= 16; bits += 8) {
-		struct outcome held = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
-		struct outcome streamed = loss_of("cpu", 0, 0, SEQUENCES, target);
+		struct outcome held = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+		struct outcome streamed = loss_of(tested_backend(), 0, 0, SEQUENCES, target);
 
 		assert_memory_equal(&held.loss, &streamed.loss, sizeof(held.loss));
 		assert_memory_equal(held.dy, streamed.dy, cells * sizeof(float));
@@ -200,12 +200,12 @@ static void test_gradient_of_two_heads(void **state)
 /* Tiles that do not divide the vocabulary. */
 static void test_many_tiles(void **state)
 {
-	struct outcome whole = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target), held, streamed;
+	struct outcome whole = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, 0, SEQUENCES, target), held, streamed;
 
 	(void)state;
 	tile_rows = 300;
-	held = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
-	streamed = loss_of("cpu", 0, 0, SEQUENCES, target);
+	held = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	streamed = loss_of(tested_backend(), 0, 0, SEQUENCES, target);
 	tile_rows = 0;
 	assert_memory_equal(&held.loss, &streamed.loss, sizeof(held.loss));
 	assert_memory_equal(held.dy, streamed.dy, cells * sizeof(float));
@@ -220,12 +220,12 @@ static void test_many_tiles(void **state)
 static void test_alone_or_together(void **state)
 {
 	const size_t one = SEQ_LEN * ck.config.hidden;
-	struct outcome all = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
+	struct outcome all = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, 0, SEQUENCES, target);
 	double kl = 0;
 
 	(void)state;
 	for (size_t s = 0; s < SEQUENCES; s++) {
-		struct outcome alone = loss_of("cpu", HEAD_KL_HELD_BYTES, s, 1, target);
+		struct outcome alone = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, s, 1, target);
 
 		kl += alone.loss.kl;
 		for (size_t i = 0; i < one; i++)
@@ -239,7 +239,7 @@ static void test_alone_or_together(void **state)
 
 static void test_nothing_to_learn(void **state)
 {
-	struct outcome same = loss_of("cpu", HEAD_KL_HELD_BYTES, 0, SEQUENCES, y);
+	struct outcome same = loss_of(tested_backend(), HEAD_KL_HELD_BYTES, 0, SEQUENCES, y);
 
 	(void)state;
 	assert_true(same.loss.kl == 0 && same.loss.hidden == 0);
@@ -250,7 +250,7 @@ static void test_nothing_to_learn(void **state)
 
 static void test_not_finite(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 	struct err err = ERR_INIT;
 	struct head_loss loss;
 	struct head_kl h;
@@ -268,7 +268,7 @@ static void test_not_finite(void **state)
 
 static void test_without_memory(void **state)
 {
-	struct backend *be = case_open("cpu", 1);
+	struct backend *be = case_open(tested_backend(), 1);
 	struct err err = ERR_INIT;
 	struct head_kl h;
 	uint64_t nth = 1;

@@ -2,8 +2,8 @@
  *
  * tests/data/golden/neuqi: H per input site of fable-tiny, and for 12 modules (layers 0 and 2) at 2, 3
  * and 4 bits, per channel and in groups of 64: scale, zero-point and objective of each group, the sums, and
- * the loss after LDLQ with those scales. cpu runs in full, then refines; ref, the slow one, fits every fourth
- * row.
+ * the loss after LDLQ with those scales. The tested backend runs in full, then refines; ref, the slow one, fits
+ * every fourth row.
  */
 #include <fcntl.h>
 #include <math.h>
@@ -21,6 +21,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "tests/lib/quant_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/quant/quantize.h"
 
 enum { REF_STRIDE = 4, ROUNDS = 2 };
@@ -152,7 +153,7 @@ static void module_open(struct module *m, struct golden *g, struct backend *be, 
 	for (size_t i = 0; i < count; i++)
 		m->h[i] = h[i];
 	free(h);
-	if (quant_site_init(&m->stats, be, m->h, m->cols, 0.01, true, &err) != 0)
+	if (site_of(&m->stats, be, m->h, m->cols, 0.01, true, &err) != 0)
 		fail_msg("%s: %s", m->name, err.text);
 }
 
@@ -274,10 +275,11 @@ static void check_module(struct scores *s, struct backend *be, const struct modu
 {
 	const struct quant_options options = { .grid = e->grid, .method = FIT_NEUQI, .ldlq = true,
 					       .refine = ROUNDS };
+	const struct quant_weights w = { m->w, m->w, m->rows };
 	struct quant_result result;
 	struct err err = ERR_INIT;
 
-	if (quant_module(&result, be, &m->stats, &options, m->w, m->rows, &err) != 0)
+	if (quant_module(&result, be, &m->stats, &options, &w, &err) != 0)
 		fail_msg("%s: %s", e->key, err.text);
 	score(&s->module, "the loss of the quantized module", e->key, result.loss_rounded, e->loss, loss_bar);
 	score(&s->refined, "the loss after refinement", e->key, result.loss, result.loss_rounded, refined_bar);
@@ -333,10 +335,10 @@ static void check_backend(const char *name, bool whole)
 	be->ops->close(be);
 }
 
-static void test_cpu(void **state)
+static void test_tested(void **state)
 {
 	(void)state;
-	check_backend("cpu", true);
+	check_backend(tested_backend(), true);
 }
 
 static void test_ref(void **state)
@@ -348,7 +350,7 @@ static void test_ref(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_cpu),
+		cmocka_unit_test(test_tested),
 		cmocka_unit_test(test_ref),
 	};
 

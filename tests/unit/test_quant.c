@@ -9,6 +9,7 @@
 
 #include "common/alloc.h"
 #include "tests/lib/quant_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/quant/quantize.h"
 
 static struct quant_options options_of(int bits, size_t group, bool ldlq)
@@ -21,7 +22,7 @@ static void site_init(struct quant_site *site, struct backend *be, const double 
 {
 	struct err err = ERR_INIT;
 
-	if (quant_site_init(site, be, h, cols, 0.01, true, &err) != 0)
+	if (site_of(site, be, h, cols, 0.01, true, &err) != 0)
 		fail_msg("%s", err.text);
 }
 
@@ -50,11 +51,10 @@ static void test_site(void **state)
 static void test_damping_is_raised_until_the_factor_exists(void **state)
 {
 	const double h[4] = { 1, 2.5, 2.5, 1 }, worse[4] = { 1, 1e9, 1e9, 1 };
-	const char *const names[] = { "ref", "cpu" };
 
 	(void)state;
-	for (int n = 0; n < 2; n++) {
-		struct backend *be = open_backend(names[n], 1);
+	for (int n = 0; n < TESTED_BOTH; n++) {
+		struct backend *be = open_backend(tested_name(n), 1);
 		struct err err = ERR_INIT;
 		struct quant_site site;
 
@@ -63,11 +63,11 @@ static void test_damping_is_raised_until_the_factor_exists(void **state)
 		assert_true(fabs(site.damp - 10) < 1e-9);
 		assert_true(fabs(site.diag[0] - 11) < 1e-9);
 		quant_site_deinit(&site);
-		assert_int_equal(quant_site_init(&site, be, worse, 2, 0.01, true, &err), -1);
+		assert_int_equal(site_of(&site, be, worse, 2, 0.01, true, &err), -1);
 		assert_int_equal(err.code, ERR_NUMERIC);
 		assert_non_null(strstr(err.text, "1000"));
 		assert_null(site.u);
-		assert_int_equal(quant_site_init(&site, be, worse, 2, 0.01, false, &err), 0);
+		assert_int_equal(site_of(&site, be, worse, 2, 0.01, false, &err), 0);
 		quant_site_deinit(&site);
 		be->ops->close(be);
 	}
@@ -79,7 +79,7 @@ static void refuse_site(struct backend *be, const double *h, size_t cols, double
 	struct err err = ERR_INIT;
 	struct quant_site site;
 
-	assert_int_equal(quant_site_init(&site, be, h, cols, damp, true, &err), -1);
+	assert_int_equal(site_of(&site, be, h, cols, damp, true, &err), -1);
 	assert_int_equal(err.code, code);
 	if (!strstr(err.text, words))
 		fail_msg("'%s' lacks '%s'", err.text, words);
@@ -105,15 +105,16 @@ static void test_unusable_sites_are_refused(void **state)
 static void quantize(struct quant_result *out, struct backend *be, const struct quant_site *site,
 		     const struct quant_options *options, const struct quant_case *q)
 {
+	const struct quant_weights w = { q->w, q->w, q->rows };
 	struct err err = ERR_INIT;
 
-	if (quant_module(out, be, site, options, q->w, q->rows, &err) != 0)
+	if (quant_module(out, be, site, options, &w, &err) != 0)
 		fail_msg("%s", err.text);
 }
 
 static void test_ldlq_beats_nearest_on_correlated_inputs(void **state)
 {
-	struct backend *be = open_backend("cpu", 2);
+	struct backend *be = open_backend(tested_backend(), 2);
 	struct rng r = { 7 };
 
 	(void)state;
@@ -143,7 +144,7 @@ static void test_ldlq_beats_nearest_on_correlated_inputs(void **state)
 /* The loss reported is that of what is returned, and trying scales beats the fitted ones alone. */
 static void test_reported_loss(void **state)
 {
-	struct backend *ref = open_backend("ref", 1), *cpu = open_backend("cpu", 1);
+	struct backend *ref = open_backend("ref", 1), *fast = open_backend(tested_backend(), 1);
 	const struct quant_options options = options_of(2, 64, true);
 	struct quant_result result;
 	struct err err = ERR_INIT;
@@ -154,17 +155,17 @@ static void test_reported_loss(void **state)
 
 	(void)state;
 	quant_case_init(&q, &r, W_NORMAL, 64, 128, options.grid);
-	site_init(&site, cpu, q.h, q.cols);
-	quantize(&result, cpu, &site, &options, &q);
+	site_init(&site, fast, q.h, q.cols);
+	quantize(&result, fast, &site, &options, &q);
 	assert_int_equal(ref->ops->proxy_loss(ref, &q.grid, q.w, q.rows, q.cols, q.h, site.damp, result.codes,
 					      result.scales, result.zeros, &loss, &energy, &err), 0);
 	assert_true(fabs(loss - result.loss) < 1e-4 * loss);
 	assert_true(fabs(energy - result.energy) < 1e-4 * energy);
 
-	assert_int_equal(ref->ops->fit_groups(ref, FIT_NEUQI, &q.grid, q.w, q.rows, q.cols, site.diag,
-					      q.scales, q.zeros, q.objective, &err), 0);
-	assert_int_equal(ref->ops->round_ldlq(ref, &q.grid, q.w, q.rows, q.cols, site.perm, site.u, NULL,
-					      q.scales, q.zeros, q.codes, NULL, &err), 0);
+	assert_int_equal(fast->ops->fit_groups(fast, FIT_NEUQI, &q.grid, q.w, q.rows, q.cols, site.diag,
+					       q.scales, q.zeros, q.objective, &err), 0);
+	assert_int_equal(fast->ops->round_ldlq(fast, &q.grid, q.w, q.rows, q.cols, site.perm, site.u, NULL,
+					       q.scales, q.zeros, q.codes, NULL, &err), 0);
 	assert_int_equal(ref->ops->proxy_loss(ref, &q.grid, q.w, q.rows, q.cols, q.h, site.damp, q.codes,
 					      q.scales, q.zeros, &fitted, NULL, &err), 0);
 	if (!(result.loss < 0.99 * fitted))
@@ -173,7 +174,7 @@ static void test_reported_loss(void **state)
 	quant_site_deinit(&site);
 	quant_case_deinit(&q);
 	ref->ops->close(ref);
-	cpu->ops->close(cpu);
+	fast->ops->close(fast);
 }
 
 /* --- GPTQ as usually written: inverse H, its upper Cholesky factor, column by column ----------- */
@@ -247,12 +248,11 @@ static void gptq(const struct quant_case *q, const struct quant_site *site, uint
 
 static void test_ldlq_is_gptq(void **state)
 {
-	const char *const names[] = { "ref", "cpu" };
 	struct rng r = { 13 };
 
 	(void)state;
-	for (int n = 0; n < 2; n++) {
-		struct backend *be = open_backend(names[n], 2);
+	for (int n = 0; n < TESTED_BOTH; n++) {
+		struct backend *be = open_backend(tested_name(n), 2);
 		struct err err = ERR_INIT;
 		struct quant_site site;
 		size_t different = 0;
@@ -271,7 +271,7 @@ static void test_ldlq_is_gptq(void **state)
 		for (size_t row = 0; row < q.rows; row++)
 			different += memcmp(codes + row * q.cols, q.codes + row * q.cols, q.cols) != 0;
 		if (different > 1)
-			fail_msg("%s: %zu of %zu rows differ from GPTQ", names[n], different, q.rows);
+			fail_msg("%s: %zu of %zu rows differ from GPTQ", tested_name(n), different, q.rows);
 		free(codes);
 		quant_site_deinit(&site);
 		quant_case_deinit(&q);
@@ -282,11 +282,12 @@ static void test_ldlq_is_gptq(void **state)
 static void refuse_options(struct backend *be, const struct quant_site *site,
 			   struct quant_options options, const char *words)
 {
-	const float w[6] = { 1, 2, 3, 4, 5, 6 };
+	const float values[6] = { 1, 2, 3, 4, 5, 6 };
+	const struct quant_weights w = { values, values, 1 };
 	struct err err = ERR_INIT;
 	struct quant_result out;
 
-	assert_int_equal(quant_module(&out, be, site, &options, w, 1, &err), -1);
+	assert_int_equal(quant_module(&out, be, site, &options, &w, &err), -1);
 	if (!strstr(err.text, words))
 		fail_msg("'%s' lacks '%s'", err.text, words);
 	assert_null(out.codes);
@@ -303,7 +304,7 @@ static void test_unusable_options_are_refused(void **state)
 	(void)state;
 	for (size_t i = 0; i < 6; i++)
 		h[i * 7] = 1;
-	assert_int_equal(quant_site_init(&site, be, h, 6, 0.01, false, &err), 0);
+	assert_int_equal(site_of(&site, be, h, 6, 0.01, false, &err), 0);
 	refuse_options(be, &site, options_of(0, 3, false), "bits");
 	refuse_options(be, &site, options_of(9, 3, false), "bits");
 	refuse_options(be, &site, options_of(2, 4, false), "4 does not divide 6");
@@ -351,11 +352,10 @@ static void check_refined(struct backend *be, const struct quant_site *site, con
 
 static void test_refinement_lowers_the_loss(void **state)
 {
-	const char *const names[] = { "ref", "cpu" };
 
 	(void)state;
-	for (int n = 0; n < 2; n++) {
-		struct backend *be = open_backend(names[n], 2);
+	for (int n = 0; n < TESTED_BOTH; n++) {
+		struct backend *be = open_backend(tested_name(n), 2);
 		struct rng r = { 23 };
 		struct quant_site site;
 		struct quant_case q;
@@ -379,7 +379,7 @@ static void test_refinement_lowers_the_loss(void **state)
 /* Weights that are values of the grid: one round finds nothing to win, and nothing changes. */
 static void test_refinement_stops_when_nothing_is_won(void **state)
 {
-	struct backend *be = open_backend("cpu", 1);
+	struct backend *be = open_backend(tested_backend(), 1);
 	struct quant_options options = options_of(2, 16, false);
 	struct quant_result plain, refined;
 	struct rng r = { 29 };
@@ -422,7 +422,7 @@ static int boast(struct backend *be, const struct grid *grid, const float *w, si
 
 static void test_a_worse_result_is_not_kept(void **state)
 {
-	struct backend *be = open_backend("cpu", 1);
+	struct backend *be = open_backend(tested_backend(), 1);
 	const struct backend_ops *const own = be->ops;
 	struct backend_ops boasting = *own;
 	struct quant_options options = options_of(2, 16, true);
@@ -455,16 +455,17 @@ static void test_a_worse_result_is_not_kept(void **state)
 static void test_infinite_weights_are_reported(void **state)
 {
 	const double h[4] = { 1, 0.5, 0.5, 1 };
-	const float w[2] = { 1, INFINITY };
+	const float values[2] = { 1, INFINITY };
+	const struct quant_weights w = { values, values, 1 };
 	const struct quant_options options = options_of(2, 2, true);
-	struct backend *be = open_backend("cpu", 1);
+	struct backend *be = open_backend(tested_backend(), 1);
 	struct err err = ERR_INIT;
 	struct quant_result out;
 	struct quant_site site;
 
 	(void)state;
 	site_init(&site, be, h, 2);
-	assert_int_equal(quant_module(&out, be, &site, &options, w, 1, &err), -1);
+	assert_int_equal(quant_module(&out, be, &site, &options, &w, &err), -1);
 	assert_int_equal(err.code, ERR_NUMERIC);
 	quant_site_deinit(&site);
 	be->ops->close(be);
@@ -472,9 +473,10 @@ static void test_infinite_weights_are_reported(void **state)
 
 static void fail_every_allocation(unsigned zero_parts)
 {
-	struct backend *be = open_backend("cpu", 2);
+	struct backend *be = open_backend(tested_backend(), 2);
 	struct quant_options options = options_of(2, 8, true);
 	struct rng r = { 19 };
+	struct quant_weights w;
 	struct quant_case q;
 	uint64_t nth = 1;
 
@@ -482,6 +484,7 @@ static void fail_every_allocation(unsigned zero_parts)
 	options.grid.half = true;
 	options.grid.zero_parts = zero_parts;
 	quant_case_init(&q, &r, W_NORMAL, 3, 16, options.grid);
+	w = (struct quant_weights){ q.w, q.w, q.rows };
 	for (;; nth++) {
 		struct err err = ERR_INIT;
 		struct quant_result out = { 0 };
@@ -489,9 +492,9 @@ static void fail_every_allocation(unsigned zero_parts)
 		int rc;
 
 		mem_fail_after(nth);
-		rc = quant_site_init(&site, be, q.h, q.cols, 0.01, true, &err);
+		rc = site_of(&site, be, q.h, q.cols, 0.01, true, &err);
 		if (rc == 0)
-			rc = quant_module(&out, be, &site, &options, q.w, q.rows, &err);
+			rc = quant_module(&out, be, &site, &options, &w, &err);
 		mem_fail_after(0);
 		quant_result_deinit(&out);
 		quant_site_deinit(&site);

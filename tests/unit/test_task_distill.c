@@ -14,6 +14,7 @@
 #include "common/alloc.h"
 #include "common/file.h"
 #include "tests/lib/distill_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/model/layer_blob.h"
 
 enum { SEQUENCES = 6, SEQ_LEN = 48, PATH_BYTES = 600 };
@@ -101,7 +102,7 @@ static void test_it_helps(void **state)
 {
 	(void)state;
 	assert_it_helps("ref");
-	assert_it_helps("cpu");
+	assert_it_helps(tested_backend());
 }
 
 /* --- what it writes ------------------------------------------------------------------------------------- */

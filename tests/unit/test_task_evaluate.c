@@ -13,6 +13,8 @@
 #include "common/digest.h"
 #include "common/file.h"
 #include "common/source.h"
+#include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/task.h"
 #include "worker/tensor_file.h"
 
@@ -110,14 +112,12 @@ static void prepare_layers(void)
 static int prepare(void **state)
 {
 	struct err err = ERR_INIT;
-	struct backend_options options = { .threads = 2 };
-	const struct backend_ops *ops = backend_find("cpu", &err);
 	char text[PATH_BYTES + 8], spec[256];
 
 	(void)state;
 	model = source_dir_open(source_path("examples/fable-tiny"), &err);
-	backend = ops ? ops->open(&options, &err) : NULL;
-	if (!model || !backend) {
+	backend = case_open(tested_backend(), 2);
+	if (!model) {
 		print_error("%s\n", err.text);
 		return -1;
 	}

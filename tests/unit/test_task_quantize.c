@@ -17,6 +17,7 @@
 #include "common/digest.h"
 #include "common/file.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 #include "worker/model/layer_blob.h"
 #include "worker/task.h"
 #include "worker/tensor_file.h"
@@ -63,7 +64,7 @@ static int open_all(void **state)
 	(void)state;
 	model = source_dir_open(source_path("examples/fable-tiny"), &err);
 	assert_non_null(model);
-	backend = case_open("cpu", 2);
+	backend = case_open(tested_backend(), 2);
 	snprintf(text, sizeof(text), "%s", source_path("examples/texts/calibration.jsonl"));
 	snprintf(spec, sizeof(spec), "{\"role\":\"calibration\",\"name\":\"c.jsonl\",\"format\":\"jsonl\",\"samples\":%d,"
 		 "\"seq_len\":%d}", SAMPLES, SEQ_LEN);
@@ -319,7 +320,7 @@ static void test_same_bytes(void **state)
 
 	(void)state;
 	json_free(must_quantize(DISTILL(10), SETTINGS(3, "float", "true"), NULL, "again-2"));
-	backend = case_open("cpu", 1);
+	backend = case_open(tested_backend(), 1);
 	json_free(must_quantize(DISTILL(10), SETTINGS(3, "float", "true"), NULL, "again-1"));
 	case_close(backend);
 	backend = two;

@@ -18,6 +18,7 @@
 #include "formats/embedding.h"
 #include "tests/lib/distill_case.h"
 #include "tests/lib/forward_case.h"
+#include "tests/lib/tested_backend.h"
 
 enum { SEQUENCES = 6, SEQ_LEN = 48, PATH_BYTES = 600 };
 
@@ -122,7 +123,7 @@ static int prepare(void **state)
 	(void)state;
 	snprintf(sample, sizeof(sample), "%s/examples/fable-tiny", getenv("QUARRY_ROOT"));
 	distill_case_make(&small, &options);
-	backend = case_open("cpu", 2);
+	backend = case_open(tested_backend(), 2);
 	return 0;
 }
 

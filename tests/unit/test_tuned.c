@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "tests/lib/tested_backend.h"
 #include "tests/lib/tuned_case.h"
 
 static const struct tuned_rates rates = { .code = 0.01f, .scale = 0.02f, .zero = 1e-3f, .norm = 2e-3f };
@@ -64,77 +65,116 @@ static void test_sizes(void **state)
 	struct backend *be = case_open("ref", 1);
 	struct tuned_case c = tuned_case_small(3, 16);
 	const size_t cells = 2 * 48 * 48 + 2 * 16 * 48 + 2 * 80 * 48 + 48 * 80, dense = 2 * 48;
-	const size_t stored = 2 * 80 * 48 / 16; /* (s, z) of the largest module */
-	size_t trained = cells + 2 * cells / 16 + dense;
+	size_t rest = 2 * cells / 16 + dense, begin, end;
 
 	(void)state;
 	tuned_case_init(&c, be);
-	assert_int_equal(c.values, cells + stored);
-	assert_int_equal(c.grads, trained);
-	assert_int_equal(c.t.trained, trained);
-	assert_int_equal(c.floats, 3 * trained + 2 * cells / 16);
+	assert_int_equal(c.sizes.cells, cells);
+	assert_int_equal(c.sizes.stored, 2 * cells / 16);
+	assert_int_equal(c.sizes.grads, rest);
+	assert_int_equal(c.t.cells.n, cells);
+	assert_int_equal(c.t.rest.n, rest);
+	assert_int_equal(c.sizes.small, 3 * rest + 2 * cells / 16);
+	assert_int_equal(c.sizes.state, c.sizes.small + 3 * cells);
+	tuned_moments(&c.plan, &begin, &end);
+	assert_int_equal(begin, cells + rest);
+	assert_int_equal(end, 3 * (cells + rest));
 	tuned_case_deinit(&c);
 
 	c = tuned_case_small(3, 16);
 	c.fixed_codes = c.grid.integer_zero = true;
 	c.skip = 1 << 6;
 	tuned_case_init(&c, be);
-	trained = (cells - 48 * 80) / 16 + dense;
-	assert_int_equal(c.values, cells - 48 * 80 + stored);
-	assert_int_equal(c.grads, c.values - stored + trained);
-	assert_int_equal(c.t.trained, trained);
-	assert_int_equal(c.floats, 3 * trained + 3 * (cells - 48 * 80) / 16 + c.values - stored);
+	rest = (cells - 48 * 80) / 16 + dense;
+	assert_int_equal(c.sizes.cells, cells - 48 * 80);
+	assert_int_equal(c.sizes.grads, rest);
+	assert_int_equal(c.t.rest.n, rest);
+	assert_int_equal(c.sizes.small, 3 * rest + 3 * (cells - 48 * 80) / 16);
+	assert_int_equal(c.sizes.state, c.sizes.small + c.sizes.cells);
 	tuned_case_deinit(&c);
 	case_close(be);
+}
+
+static void test_sizes_cover(void **state)
+{
+	struct tuned_sizes a = { 1, 20, 3, 40, 5 }, b = { 10, 2, 30, 4, 50 };
+
+	(void)state;
+	tuned_sizes_cover(&a, &b);
+	assert_memory_equal(&a, (&(struct tuned_sizes){ 10, 20, 30, 40, 50 }), sizeof(a));
+	b = a;
+	tuned_sizes_cover(&a, &b);
+	assert_memory_equal(&a, &b, sizeof(a));
 }
 
 static void test_refused(void **state)
 {
 	struct tuned_plan plan = { .norm = { 8, 8 } };
-	size_t floats, values, grads;
+	struct tuned_sizes sizes;
 	struct err err = ERR_INIT;
 
 	(void)state;
 	plan.module[0] = (struct tuned_module){ .quantized = true, .rows = SIZE_MAX / 2, .cols = 16,
 						.grid = { .bits = 2, .group = 16 } };
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), -1);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), -1);
 	assert_int_equal(err.code, ERR_TOO_LARGE);
 	plan.module[0].rows = SIZE_MAX / 16 / 60; /* fits once, sixteen times as much in bytes does not */
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), -1);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), -1);
 	assert_int_equal(err.code, ERR_TOO_LARGE);
 	plan.module[0].rows = 4;
 	plan.norm[0] = SIZE_MAX - 10;
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), -1);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), -1);
 	assert_int_equal(err.code, ERR_TOO_LARGE);
 	plan.norm[0] = 8;
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), 0);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), 0);
 	plan.module[0].grid.group = 12;
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), -1);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), -1);
 	assert_int_equal(err.code, ERR_INVALID);
 	plan.module[0].grid = (struct grid){ .bits = 9, .group = 16 };
-	assert_int_equal(tuned_sizes(&plan, &floats, &values, &grads, &err), -1);
+	assert_int_equal(tuned_measure(&plan, &sizes, &err), -1);
 	assert_int_equal(err.code, ERR_INVALID);
 }
 
+/* Everything that is allocated fails once. */
 static void test_out_of_memory(void **state)
 {
-	struct tuned_scratch s;
-	struct err err = ERR_INIT;
+	struct backend *be = case_open("ref", 1);
+	struct tuned_case c = make(2, 16, true, be);
+	uint8_t codes[48 * 48];
+	float scales[144], zeros[144];
+	uint64_t nth = 1;
 
 	(void)state;
-	for (uint64_t n = 1; n <= 2; n++) {
-		mem_fail_after(n);
-		assert_int_equal(tuned_scratch_init(&s, 100, 100, &err), -1);
-		mem_fail_after(0);
-		assert_int_equal(err.code, ERR_NOMEM);
-		assert_null(s.values);
-		assert_null(s.grads);
-	}
-	assert_int_equal(tuned_scratch_init(&s, 100, 100, &err), 0);
-	tuned_scratch_deinit(&s);
-}
+	for (;; nth++) {
+		struct tuned_scratch scratch;
+		struct tuned_cells cells = { 0 };
+		struct tuned_copy copy = { 0 };
+		struct err err = ERR_INIT;
+		int rc;
 
-/* --- in and out ------------------------------------------------------------------------------------ */
+		mem_fail_after(nth);
+		rc = tuned_scratch_init(&scratch, be, &c.sizes, &err);
+		if (rc == 0)
+			rc = tuned_cells_init(&cells, be, &c.plan, &err);
+		if (rc == 0)
+			rc = tuned_copy_init(&copy, &c.t, &err);
+		if (rc == 0)
+			rc = tuned_set_module(&c.t, 0, c.module[0].codes, c.module[0].scales, c.module[0].zeros,
+					      c.module[0].w, &err);
+		if (rc == 0)
+			rc = tuned_result(&c.t, 0, codes, scales, zeros, &err);
+		mem_fail_after(0);
+		tuned_scratch_deinit(&scratch);
+		tuned_cells_deinit(&cells, be);
+		tuned_copy_deinit(&copy, be);
+		if (rc == 0)
+			break;
+		assert_int_equal(err.code, ERR_NOMEM);
+	}
+	assert_int_equal(nth, 4 + 3 + 2 + 1 + 1 + 1);
+	tuned_case_deinit(&c);
+	case_close(be);
+}
 
 static void check_result(const struct tuned_case *c, int i)
 {
@@ -144,7 +184,7 @@ static void check_result(const struct tuned_case *c, int i)
 	float *scales = case_poisoned(groups), *zeros = case_poisoned(groups);
 
 	assert_non_null(codes);
-	tuned_result(&c->t, i, codes, scales, zeros);
+	assert_int_equal(tuned_result(&c->t, i, codes, scales, zeros, NULL), 0);
 	assert_memory_equal(codes, c->module[i].codes, cells);
 	assert_memory_equal(scales, c->module[i].scales, groups * sizeof(float));
 	assert_memory_equal(zeros, c->module[i].zeros, groups * sizeof(float));
@@ -190,7 +230,8 @@ static void test_reach(void **state)
 	float *far = case_random(48 * 48, 1e6f, 3);
 
 	(void)state;
-	tuned_set_module(&c.t, 0, c.module[0].codes, c.module[0].scales, c.module[0].zeros, far);
+	assert_int_equal(tuned_set_module(&c.t, 0, c.module[0].codes, c.module[0].scales, c.module[0].zeros, far, NULL),
+			 0);
 	for (size_t i = 0; i < 48 * 48; i++)
 		assert_true(fabs(c.t.module[0].latents[i] - c.module[0].codes[i]) <= 0.4901);
 	check_result(&c, 0);
@@ -341,7 +382,7 @@ static void test_skipped(void **state)
 	assert_null(g.k);
 	assert_null(g.up);
 	assert_ptr_equal(w.q, c.scratch.values);
-	assert_ptr_equal(g.q, c.scratch.grads);
+	assert_ptr_equal(g.q, c.scratch.weight_grads);
 	assert_non_null(g.k_bias);
 	assert_true(c.t.module[1].bias[0] != bias);
 	tuned_case_deinit(&c);
@@ -351,7 +392,7 @@ static void test_skipped(void **state)
 /* A copy of the state goes on as the original does, wherever it lies. */
 static void test_state_is_everything(void **state)
 {
-	struct backend *be = case_open("cpu", 2);
+	struct backend *be = case_open(tested_backend(), 2);
 	struct tuned_case c = make(2, 16, true, be);
 	struct tuned_scratch scratch, old = c.scratch;
 	struct err err = ERR_INIT;
@@ -360,16 +401,16 @@ static void test_state_is_everything(void **state)
 	(void)state;
 	for (int64_t n = 1; n <= 2; n++)
 		step(&c, n);
-	copy = case_copy(c.state, c.floats * sizeof(float));
+	copy = case_copy(c.state, c.sizes.state * sizeof(float));
 	for (int64_t n = 3; n <= 4; n++)
 		step(&c, n);
-	moved = case_poisoned(c.floats + 1);
-	memcpy(moved + 1, copy, c.floats * sizeof(float));
-	assert_int_equal(tuned_scratch_init(&scratch, c.values, c.grads, &err), 0);
+	moved = case_poisoned(c.sizes.state + 1);
+	memcpy(moved + 1, copy, c.sizes.state * sizeof(float));
+	assert_int_equal(tuned_scratch_init(&scratch, be, &c.sizes, &err), 0);
 	tuned_open(&c.t, &c.plan, be, moved + 1, &scratch);
 	for (int64_t n = 3; n <= 4; n++)
 		step(&c, n);
-	assert_memory_equal(moved + 1, c.state, c.floats * sizeof(float));
+	assert_memory_equal(moved + 1, c.state, c.sizes.state * sizeof(float));
 	tuned_scratch_deinit(&scratch);
 	c.scratch = old;
 	free(copy);
@@ -378,22 +419,83 @@ static void test_state_is_everything(void **state)
 	case_close(be);
 }
 
+static void same_floats(struct backend *be, const char *what, const float *got, const float *want, size_t n)
+{
+	float *copy = case_poisoned(n);
+
+	assert_int_equal(be->ops->memory_copy(be, copy, got, n * sizeof(*copy), NULL), 0);
+	if (memcmp(copy, want, n * sizeof(*copy)) != 0)
+		fail_msg("%s differ", what);
+	free(copy);
+}
+
+/* In two parts the state goes on as it does in one, and gives the same. */
+static void check_apart(struct backend *be, bool fixed_codes)
+{
+	struct tuned_case whole = tuned_case_small(2, 16), apart = whole;
+	struct tuned_cells cells;
+	struct err err = ERR_INIT;
+	float *small;
+
+	whole.fixed_codes = apart.fixed_codes = fixed_codes;
+	whole.block.biases = apart.block.biases = true;
+	tuned_case_init(&whole, be);
+	tuned_case_init(&apart, be);
+	small = case_poisoned(apart.sizes.small);
+	assert_int_equal(tuned_cells_init(&cells, be, &apart.plan, &err), 0);
+	tuned_open_apart(&apart.t, &apart.plan, be, &cells, small, &apart.scratch);
+	tuned_case_fill(&apart);
+	for (int64_t n = 1; n <= 3; n++) {
+		step(&whole, n);
+		step(&apart, n);
+	}
+	same_floats(be, "latents", cells.latents, whole.t.cells.latents, cells.n);
+	if (!fixed_codes) {
+		same_floats(be, "first moments", cells.moments1, whole.t.cells.moments1, cells.n);
+		same_floats(be, "second moments", cells.moments2, whole.t.cells.moments2, cells.n);
+	}
+	same_floats(be, "parameters", apart.t.rest.params, whole.t.rest.params, whole.t.rest.n);
+	same_floats(be, "their first moments", apart.t.rest.moments1, whole.t.rest.moments1, whole.t.rest.n);
+	same_floats(be, "their second moments", apart.t.rest.moments2, whole.t.rest.moments2, whole.t.rest.n);
+	for (int i = 0; i < TUNED_MODULES; i++)
+		same_floats(be, "scales", apart.t.module[i].scales, whole.t.module[i].scales, whole.module[i].groups);
+	tuned_cells_deinit(&cells, be);
+	free(small);
+	tuned_case_deinit(&whole);
+	tuned_case_deinit(&apart);
+}
+
+static void test_apart(void **state)
+{
+	(void)state;
+	for (int i = 0; i < TESTED_BOTH; i++) {
+		struct backend *be = case_open(tested_name(i), 2);
+
+		check_apart(be, false);
+		check_apart(be, true);
+		case_close(be);
+	}
+}
+
 /* Parameters kept earlier come back, and the scales with them. */
-static void test_set_params(void **state)
+static void test_kept(void **state)
 {
 	struct backend *be = case_open("ref", 1);
 	struct tuned_case c = make(2, 16, true, be);
-	float *kept = case_copy(c.t.params, c.t.trained * sizeof(float));
+	struct tuned_copy kept;
+	struct err err = ERR_INIT;
 
 	(void)state;
+	assert_int_equal(tuned_copy_init(&kept, &c.t, &err), 0);
+	assert_int_equal(tuned_keep(&c.t, &kept, &err), 0);
 	for (int64_t n = 1; n <= 2; n++)
 		step(&c, n);
 	assert_true(c.t.module[3].scales[1] != c.module[3].scales[1]);
-	tuned_set_params(&c.t, kept);
+	assert_int_equal(tuned_return(&c.t, &kept, &err), 0);
 	for (int i = 0; i < TUNED_MODULES; i++)
 		check_result(&c, i);
 	assert_memory_equal(c.t.norm[0], c.block.w.attn_norm, 48 * sizeof(float));
-	free(kept);
+	tuned_copy_deinit(&kept, be);
 	tuned_case_deinit(&c);
 	case_close(be);
 }
@@ -428,7 +530,7 @@ static void test_not_finite(void **state)
 
 	(void)state;
 	backward(&c);
-	c.scratch.grads[7] = INFINITY;
+	c.scratch.weight_grads[7] = INFINITY;
 	assert_int_equal(tuned_step(&c.t, &rates, 1, 1, &err), -1);
 	assert_int_equal(err.code, ERR_NUMERIC);
 	c.t.module[2].scales[0] = INFINITY;
@@ -462,6 +564,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sizes),
+		cmocka_unit_test(test_sizes_cover),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_out_of_memory),
 		cmocka_unit_test(test_round_trip),
@@ -470,7 +573,8 @@ int main(void)
 		cmocka_unit_test(test_untouched),
 		cmocka_unit_test(test_skipped),
 		cmocka_unit_test(test_state_is_everything),
-		cmocka_unit_test(test_set_params),
+		cmocka_unit_test(test_apart),
+		cmocka_unit_test(test_kept),
 		cmocka_unit_test(test_scale_stays_positive),
 		cmocka_unit_test(test_not_finite),
 		cmocka_unit_test(test_schedule),

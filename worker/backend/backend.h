@@ -9,7 +9,8 @@
  *     and every sum has one order fixed by shape.
  *  2. No I/O, clock, logging or globals that change results. Inputs are finite (checked at entry to
  *     the program); an operation that still meets a non-finite result returns ERR_NUMERIC.
- *  3. One thread calls a backend at a time; inside it may use `threads` threads.
+ *  3. One thread opens a backend, calls it and closes it (a driver's current device is a thread's); inside it may use
+ *     `threads` threads. identity() may be called from any.
  *  4. Arrays are dense row-major float32 unless said otherwise; shapes stand beside them as (rows, cols).
  *     Outputs do not overlap inputs unless said so. Nothing is kept after return.
  * Symbols (docs/algorithm.md): W (N,K) weights, x inputs, H = mean of x x^T (K,K), s scale,
@@ -58,8 +59,9 @@ struct block_weights {
 struct rope_table { const float *cos, *sin; };
 
 /* Called once per site in order attn-in, o-in, mlp-in, down-in (enum block_site of
- * common/model_config.h, as int here) with that site's input rows; from the calling thread. A
- * non-zero return stops the forward pass, which then returns -1 without touching err. */
+ * common/model_config.h, as int here) with that site's input rows, in memory of the backend; from the calling
+ * thread. It may call the backend's memory functions and gram_add(). A non-zero return stops the forward pass, which
+ * then returns -1 without touching err. */
 typedef int (*block_tap)(void *ctx, int site, const float *x, size_t rows, size_t cols);
 
 /* Gradients of a block's parameters, each of the shape of the weight it belongs to; NULL: not wanted. */
@@ -89,16 +91,45 @@ struct head_state {
 
 struct backend;
 
-struct backend_options { int threads; /* >= 1 */ };
+struct backend_options {
+	int threads;            /* >= 1 */
+	int device;             /* number of the accelerator; ref and cpu know only 0 */
+	uint64_t device_memory; /* bytes of it that may be used; 0: what there is */
+};
+
+/* The accelerator that a backend computes on. */
+struct backend_device {
+	char name[64];          /* "NVIDIA H200" */
+	char driver[32];        /* what of it the driver supports: "CUDA 13.0" */
+	int number;             /* as in backend_options */
+	int clock_mhz;          /* highest of its processors; 0: not known */
+	uint64_t memory_bytes, memory_free;
+};
 
 struct backend_ops {
 	const char *name;       /* "ref", "cpu", ... */
+	bool own_memory;        /* memory_take() gives memory that the program cannot read or write */
+	size_t piece_tokens;    /* tokens that are best given to block_forward at a time */
 
 	/* NULL with err set on failure. */
 	struct backend *(*open)(const struct backend_options *options, struct err *err);
 	void (*close)(struct backend *be);
 	/* What determines the bits of results, for the report: "cpu openblas-0.3.21 SkylakeX avx512". */
 	const char *(*identity)(struct backend *be);
+	/* NULL where there is no device. 0, or -1 when the device does not answer: it is lost to this process, which has to
+	 * start anew to use it again. Cheap, but not free: asked when a backend was opened and when a task failed. */
+	int (*describe)(struct backend *be, struct backend_device *out);
+
+	/* --- memory -------------------------------------------------------------------------- */
+
+	/* Memory that operations reach fastest: ordinary memory for ref and cpu, an accelerator's own otherwise. Every array
+	 * that an operation is given may lie in it or in ordinary memory, each for itself, with the same results; what
+	 * callbacks are given and give is ordinary memory unless said so. With own_memory only memory_copy() reaches it.
+	 * Contents are undefined. NULL with err set (ERR_NOMEM names `what`) on failure; 64-byte aligned. */
+	void *(*memory_take)(struct backend *be, size_t bytes, const char *what, struct err *err);
+	void (*memory_give)(struct backend *be, void *memory); /* NULL is fine */
+	/* Either side may be either kind of memory; complete on return. */
+	int (*memory_copy)(struct backend *be, void *to, const void *from, size_t bytes, struct err *err);
 
 	/* --- forward ------------------------------------------------------------------------- */
 
@@ -136,6 +167,9 @@ struct backend_ops {
 	 * cpu vs ref: |d_ij| <= 1e-5 * sqrt(ref_ii ref_jj). */
 	int (*gram_add)(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
 			struct err *err);
+	/* h (cols, cols) becomes h / rows, and diagonal (cols) is what stands on its diagonal. Exact to ref. */
+	int (*gram_mean)(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
+			 struct err *err);
 
 	/* --- training ------------------------------------------------------------------------- */
 
@@ -175,10 +209,11 @@ struct backend_ops {
 
 	/* Factors the permuted H = U D U^T, U unit upper triangular: entry (i,j) of the permuted matrix is
 	 * h[perm[i]*n + perm[j]], with `damp` added to its diagonal. u (n, n) float32, strictly upper part
-	 * written, rest zero (unit diagonal implied). ERR_NUMERIC when not positive definite (the caller
-	 * raises the damping). cpu vs ref: |d| <= 1e-3 * max|ref|. */
+	 * written, rest zero (unit diagonal implied). pivots (n), NULL: not wanted: D that belongs to u as written, in the
+	 * order of perm: D_j = h_jj + damp - sum over k > j of U_jk^2 D_k, at least 0. ERR_NUMERIC when not positive definite
+	 * (the caller raises the damping). cpu vs ref: |d| <= 1e-3 * max|ref|. */
 	int (*factor)(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
-		      float *u, struct err *err);
+		      float *u, double *pivots, struct err *err);
 	/* Chooses s, z of every group to minimise sum_i h_i (w_i - s (q_i - z))^2 with q_i the nearest code:
 	 * NeUQI (docs/algorithm.md) or min-max. w (N,K), h (K) > 0; scales, zeros (N, G) written;
 	 * objective (N, G) double written when not NULL. zero_parts and half are the caller's to see to. s > 0 and finite always (a constant group gets an exact
@@ -221,8 +256,11 @@ struct backend_ops {
 /* Every implementation begins with this. */
 struct backend { const struct backend_ops *ops; };
 
-/* The backends linked in, NULL-terminated, fastest first; defined by worker/backend/list.c. */
+/* The backends linked in, NULL-terminated, the first one the default: what every machine can run comes before what
+ * needs a device. Defined by worker/backend/list_plain.c or list_cuda.c. */
 extern const struct backend_ops *const backend_list[];
+/* What could be there and is not, beside it in the same file, for that sentence: "; it was built without ..." or "". */
+extern const char backend_list_note[];
 /* NULL with err naming the backends there are. */
 const struct backend_ops *backend_find(const char *name, struct err *err);
 

@@ -1,12 +1,8 @@
-/* The backends of this program: the only place that names them all. */
+/* Finding a backend by name; which there are is list_plain.c's or list_cuda.c's to say, whichever is linked. */
 #include <stdio.h>
 #include <string.h>
 
 #include "worker/backend/backend.h"
-#include "worker/backend/cpu/cpu.h"
-#include "worker/backend/ref/ref.h"
-
-const struct backend_ops *const backend_list[] = { &cpu_ops, &ref_ops, NULL };
 
 const struct backend_ops *backend_find(const char *name, struct err *err)
 {
@@ -20,6 +16,7 @@ const struct backend_ops *backend_find(const char *name, struct err *err)
 			used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s",
 						 i ? ", " : "", backend_list[i]->name);
 	}
-	err_set(err, ERR_INVALID, "no backend named \"%.64s\"; this program has: %s", name, names);
+	err_set(err, ERR_INVALID, "no backend named \"%.64s\"; this program has: %s%s", name, names,
+		backend_list_note);
 	return NULL;
 }

@@ -17,6 +17,13 @@ int matrix_shape_check(const char *what, size_t rows, size_t cols, struct err *e
 	return 0;
 }
 
+int gram_mean_check(size_t cols, uint64_t rows, struct err *err)
+{
+	if (matrix_shape_check("gram_mean", cols, cols, err) != 0)
+		return -1;
+	return rows > 0 ? 0 : err_set(err, ERR_INVALID, "gram_mean: the mean of no rows; there must be at least 1");
+}
+
 int block_shape_check(const struct block_shape *s, size_t n_seq, size_t seq_len, struct err *err)
 {
 	if (!in_range(s->hidden) || !in_range(s->intermediate) || !in_range(s->heads) ||

@@ -13,6 +13,8 @@ int block_shape_check(const struct block_shape *shape, size_t n_seq, size_t seq_
 int block_grads_check(const struct block_weights *w, const struct block_grads *grads, struct err *err);
 /* (rows, cols) with cols in range; rows * cols does not overflow. `what` names the operation. */
 int matrix_shape_check(const char *what, size_t rows, size_t cols, struct err *err);
+/* (cols, cols) as above, and rows at least 1. */
+int gram_mean_check(size_t cols, uint64_t rows, struct err *err);
 /* As matrix_shape_check(), and bits 1 .. 8, group dividing cols. */
 int grid_shape_check(const char *what, const struct grid *grid, size_t rows, size_t cols, struct err *err);
 /* step >= 1; betas in [0, 1); rate and epsilon finite and not negative. */

@@ -48,6 +48,7 @@ int rope_init(struct rope *rope, const struct model_config *config, size_t seq_l
 	rope->data = mem_alloc_aligned(n, sizeof(float));
 	if (!rope->data)
 		return err_set_nomem(err, "rotary tables");
+	rope->floats = n;
 	rope->table = (struct rope_table){ rope->data, rope->data + seq_len * half };
 	for (size_t i = 0; i < half; i++) {
 		const double frequency = rope_frequency(&config->rope, head_dim, i);
@@ -64,4 +65,9 @@ void rope_deinit(struct rope *rope)
 {
 	mem_free(rope->data);
 	*rope = (struct rope){ 0 };
+}
+
+size_t rope_bytes(const struct rope *rope)
+{
+	return rope->floats * sizeof(*rope->data);
 }

@@ -15,11 +15,13 @@
 struct rope {
 	struct rope_table table;        /* borrows `data` */
 	float *data;                    /* cos (seq_len, head_dim/2), then sin */
+	size_t floats;                  /* in data */
 };
 
 /* Uses config's head_dim (even) and rope; seq_len >= 1. */
 int rope_init(struct rope *rope, const struct model_config *config, size_t seq_len, struct err *err);
 void rope_deinit(struct rope *rope);
+size_t rope_bytes(const struct rope *rope); /* of `data` */
 
 /* Angle per position of pair i, i < head_dim/2. */
 double rope_frequency(const struct rope_config *config, size_t head_dim, size_t i);

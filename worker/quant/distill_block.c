@@ -16,7 +16,7 @@ struct training {
 	uint32_t *order;        /* (sequences) of this epoch */
 	float *x;               /* (batch) sequences */
 	float *target, *y;      /* one sequence each */
-	float *best;            /* (trained) parameters, best so far */
+	struct tuned_copy best; /* parameters, best so far */
 	float *dense;           /* biases and norms while their stored form is tried */
 	double energy;          /* mean of (y - x)^2 of the original block over the probe */
 	int64_t step, steps;
@@ -47,7 +47,7 @@ static void training_deinit(struct training *k)
 	mem_free(k->x);
 	mem_free(k->target);
 	mem_free(k->y);
-	mem_free(k->best);
+	tuned_copy_deinit(&k->best, k->t->be);
 	mem_free(k->dense);
 }
 
@@ -70,11 +70,10 @@ static int training_init(struct training *k, struct err *err)
 	k->x = mem_alloc_aligned(all, sizeof(*k->x));
 	k->target = mem_alloc_aligned(k->sequence, sizeof(*k->target));
 	k->y = mem_alloc_aligned(k->sequence, sizeof(*k->y));
-	k->best = mem_alloc_aligned(k->t->trained, sizeof(*k->best));
 	k->dense = mem_alloc_aligned(tuned_runs(&k->t->plan).dense, sizeof(*k->dense));
-	if (!k->order || !k->x || !k->target || !k->y || !k->best || !k->dense)
+	if (!k->order || !k->x || !k->target || !k->y || !k->dense)
 		return err_set_nomem(err, "the training of a block");
-	return 0;
+	return tuned_copy_init(&k->best, k->t, err);
 }
 
 static int tell(struct training *k, struct err *err)
@@ -141,8 +140,9 @@ static void round_dense(struct training *k)
 static int try_state(struct training *k, struct err *err)
 {
 	const size_t n = tuned_runs(&k->t->plan).dense;
-	float *dense = k->t->params + (k->t->trained - n); /* the last run of the parameters */
+	float *dense = k->t->rest.params + (k->t->rest.n - n); /* the last run of the parameters */
 	double loss;
+	int rc = 0;
 
 	memcpy(k->dense, dense, n * sizeof(*dense));
 	round_dense(k);
@@ -152,10 +152,10 @@ static int try_state(struct training *k, struct err *err)
 	if (loss < k->out->after) {
 		k->out->after = loss;
 		k->out->kept = true;
-		memcpy(k->best, k->t->params, k->t->trained * sizeof(*k->best));
+		rc = tuned_keep(k->t, &k->best, err);
 	}
 	memcpy(dense, k->dense, n * sizeof(*dense));
-	return 0;
+	return rc;
 }
 
 static int measure_start(struct training *k, struct err *err)
@@ -167,8 +167,7 @@ static int measure_start(struct training *k, struct err *err)
 		k->energy = 1;
 	k->out->before /= k->energy;
 	k->out->after = k->progress.loss = k->out->before;
-	memcpy(k->best, k->t->params, k->t->trained * sizeof(*k->best));
-	return 0;
+	return tuned_keep(k->t, &k->best, err);
 }
 
 /* --- steps ----------------------------------------------------------------------------------------- */
@@ -178,15 +177,20 @@ static int output_loss(void *ctx, size_t sequence, const float *y, size_t rows, 
 {
 	struct training *k = ctx;
 	const double scale = 2 / ((double)k->count * (double)k->sequence);
+	double sum = 0;
 
 	(void)rows;
 	(void)cols;
 	if (tell(k, k->err) != 0 ||
 	    k->data->target(k->data->ctx, k->members[sequence], k->target, k->err) != 0)
 		return -1;
-	for (size_t i = 0; i < k->sequence; i++)
-		dy[i] = (float)(scale * ((double)y[i] - (double)k->target[i]));
-	k->squares += squared_difference(y, k->target, k->sequence);
+	for (size_t i = 0; i < k->sequence; i++) {
+		const double d = (double)y[i] - (double)k->target[i];
+
+		dy[i] = (float)(scale * d);
+		sum += d * d;
+	}
+	k->squares += sum;
 	k->done++;
 	return 0;
 }
@@ -274,10 +278,10 @@ int distill_block(struct tuned *t, const struct distill_settings *settings, cons
 		rc = measure_start(&k, err);
 	if (rc == 0)
 		rc = train(&k, err);
-	if (rc == 0) {
-		tuned_set_params(t, k.best);
+	if (rc == 0)
+		rc = tuned_return(t, &k.best, err);
+	if (rc == 0)
 		out->steps = k.step;
-	}
 	training_deinit(&k);
 	return rc;
 }

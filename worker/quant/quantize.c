@@ -109,9 +109,9 @@ static void keep_better_rows(struct attempt *best, const struct attempt *from, s
 
 static int try_scales(struct attempt *best, const struct quant_result *fitted, struct backend *be,
 		      const struct quant_site *site, const struct quant_options *options,
-		      const float *w, size_t rows, struct err *err)
+		      const struct quant_weights *w, struct err *err)
 {
-	const size_t cols = site->cols, groups = cols / options->grid.group;
+	const size_t rows = w->rows, cols = site->cols, groups = cols / options->grid.group;
 	const size_t count = options->method == FIT_NEUQI ? sizeof(trials) / sizeof(*trials) : 1;
 	struct attempt next = { 0 };
 	int rc = count > 1 ? attempt_init(&next, rows, cols, groups, err) : 0;
@@ -120,7 +120,7 @@ static int try_scales(struct attempt *best, const struct quant_result *fitted, s
 		struct attempt *a = t == 0 ? best : &next;
 
 		stretch(a, fitted, &options->grid, rows * groups, trials[t]);
-		rc = be->ops->round_ldlq(be, &options->grid, w, rows, cols, site->perm, site->u,
+		rc = be->ops->round_ldlq(be, &options->grid, w->placed, rows, cols, quant_site_perm(site), site->u,
 					 site->pivots, a->scales, a->zeros, a->codes, a->loss, err);
 		if (rc == 0 && t > 0)
 			keep_better_rows(best, &next, rows, cols, groups);
@@ -132,16 +132,16 @@ static int try_scales(struct attempt *best, const struct quant_result *fitted, s
 /* Replaces the nearest codes when that does not raise the loss. */
 static int round_with_feedback(struct quant_result *out, struct backend *be,
 			       const struct quant_site *site, const struct quant_options *options,
-			       const float *w, size_t rows, struct err *err)
+			       const struct quant_weights *w, struct err *err)
 {
 	struct attempt best = { 0 };
 	double loss;
-	int rc = attempt_init(&best, rows, site->cols, site->cols / options->grid.group, err);
+	int rc = attempt_init(&best, w->rows, site->cols, site->cols / options->grid.group, err);
 
 	if (rc == 0)
-		rc = try_scales(&best, out, be, site, options, w, rows, err);
+		rc = try_scales(&best, out, be, site, options, w, err);
 	if (rc == 0)
-		rc = be->ops->proxy_loss(be, &options->grid, w, rows, site->cols, site->h, site->damp,
+		rc = be->ops->proxy_loss(be, &options->grid, w->placed, w->rows, site->cols, site->h, site->damp,
 					 best.codes, best.scales, best.zeros, &loss, NULL, err);
 	if (rc == 0 && loss <= out->loss_nearest) {
 		const struct attempt nearest = { out->scales, out->zeros, out->codes, best.loss };
@@ -157,21 +157,21 @@ static int round_with_feedback(struct quant_result *out, struct backend *be,
 }
 
 int quant_module(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		 const struct quant_options *options, const float *w, size_t rows, struct err *err)
+		 const struct quant_options *options, const struct quant_weights *w, struct err *err)
 {
 	const struct grid *grid = &options->grid;
 
 	*out = (struct quant_result){ 0 };
 	if (check_options(site, options, err) != 0)
 		return -1;
-	if (allocate(out, rows, site->cols, site->cols / grid->group, err) != 0 ||
-	    quant_start(out, be, site, options, w, rows, err) != 0)
+	if (allocate(out, w->rows, site->cols, site->cols / grid->group, err) != 0 ||
+	    quant_start(out, be, site, options, w, err) != 0)
 		goto fail;
 	out->loss = out->loss_nearest;
-	if (options->ldlq && round_with_feedback(out, be, site, options, w, rows, err) != 0)
+	if (options->ldlq && round_with_feedback(out, be, site, options, w, err) != 0)
 		goto fail;
 	out->loss_rounded = out->loss;
-	if (options->refine > 0 && refine_module(out, be, site, options, w, rows, err) != 0)
+	if (options->refine > 0 && refine_module(out, be, site, options, w, err) != 0)
 		goto fail;
 	return 0;
 fail:

@@ -43,7 +43,7 @@ static void saved_deinit(struct saved *s)
 }
 
 static int run_rounds(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		      const struct quant_options *options, const float *w, size_t rows, double *row_loss,
+		      const struct quant_options *options, const struct quant_weights *w, double *row_loss,
 		      struct err *err)
 {
 	double before = out->loss_rounded;
@@ -51,11 +51,11 @@ static int run_rounds(struct quant_result *out, struct backend *be, const struct
 	while (out->refine_rounds < options->refine) {
 		double after = 0;
 
-		if (be->ops->refine(be, &options->grid, w, rows, site->cols, site->h, site->damp, site->perm,
-				    out->codes, out->scales, out->zeros, row_loss, err) != 0)
+		if (be->ops->refine(be, &options->grid, w->placed, w->rows, site->cols, site->h, site->damp,
+				    quant_site_perm(site), out->codes, out->scales, out->zeros, row_loss, err) != 0)
 			return -1;
 		out->refine_rounds++;
-		for (size_t r = 0; r < rows; r++)
+		for (size_t r = 0; r < w->rows; r++)
 			after += row_loss[r];
 		if (!(after < (1 - worth) * before))
 			break;
@@ -65,19 +65,19 @@ static int run_rounds(struct quant_result *out, struct backend *be, const struct
 }
 
 int refine_module(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		  const struct quant_options *options, const float *w, size_t rows, struct err *err)
+		  const struct quant_options *options, const struct quant_weights *w, struct err *err)
 {
-	const size_t groups = rows * (site->cols / options->grid.group);
-	double *row_loss = mem_alloc(rows, sizeof(*row_loss)), loss;
+	const size_t groups = w->rows * (site->cols / options->grid.group);
+	double *row_loss = mem_alloc(w->rows, sizeof(*row_loss)), loss;
 	struct saved rounded = { 0 };
 	int rc = row_loss ? 0 : err_set_nomem(err, "the loss of each row");
 
 	if (rc == 0)
-		rc = save(&rounded, out, rows * site->cols, groups, err);
+		rc = save(&rounded, out, w->rows * site->cols, groups, err);
 	if (rc == 0)
-		rc = run_rounds(out, be, site, options, w, rows, row_loss, err);
+		rc = run_rounds(out, be, site, options, w, row_loss, err);
 	if (rc == 0)
-		rc = be->ops->proxy_loss(be, &options->grid, w, rows, site->cols, site->h, site->damp,
+		rc = be->ops->proxy_loss(be, &options->grid, w->placed, w->rows, site->cols, site->h, site->damp,
 					 out->codes, out->scales, out->zeros, &loss, NULL, err);
 	if (rc == 0 && loss < out->loss_rounded)
 		out->loss = loss;

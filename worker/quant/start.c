@@ -33,10 +33,10 @@ static int fitted_init(struct fitted *f, size_t count, struct err *err)
 }
 
 static int fit(struct fitted *f, struct backend *be, const struct quant_site *site, enum fit_method method,
-	       const struct grid *grid, const float *w, size_t rows, struct err *err)
+	       const struct grid *grid, const struct quant_weights *w, struct err *err)
 {
-	return be->ops->fit_groups(be, method, grid, w, rows, site->cols, site->diag, f->scales, f->zeros,
-				   f->objective, err);
+	return be->ops->fit_groups(be, method, grid, w->placed, w->rows, site->cols, quant_site_diag(site),
+				   f->scales, f->zeros, f->objective, err);
 }
 
 /* sum_i h_i (w_i - s (q_i - z))^2 with the nearest codes. */
@@ -74,25 +74,26 @@ static void prefer_steps(struct fitted *integers, const struct fitted *free_fit,
 }
 
 static int measure(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		   const struct grid *grid, const float *w, size_t rows, double *loss, struct err *err)
+		   const struct grid *grid, const struct quant_weights *w, double *loss, struct err *err)
 {
-	if (be->ops->round_nearest(be, grid, w, rows, site->cols, out->scales, out->zeros, out->codes, err) != 0)
+	if (be->ops->round_nearest(be, grid, w->placed, w->rows, site->cols, out->scales, out->zeros, out->codes,
+				   err) != 0)
 		return -1;
-	return be->ops->proxy_loss(be, grid, w, rows, site->cols, site->h, site->damp, out->codes, out->scales,
-				   out->zeros, loss, &out->energy, err);
+	return be->ops->proxy_loss(be, grid, w->placed, w->rows, site->cols, site->h, site->damp, out->codes,
+				   out->scales, out->zeros, loss, &out->energy, err);
 }
 
 /* Takes `f` as the state and measures it before anything is snapped. */
 static int take(struct quant_result *out, const struct fitted *f, struct backend *be, const struct quant_site *site,
-		const struct grid *grid, const float *w, size_t rows, struct err *err)
+		const struct grid *grid, const struct quant_weights *w, struct err *err)
 {
 	memcpy(out->scales, f->scales, f->count * sizeof(*f->scales));
 	memcpy(out->zeros, f->zeros, f->count * sizeof(*f->zeros));
-	return measure(out, be, site, grid, w, rows, &out->loss_exact, err);
+	return measure(out, be, site, grid, w, &out->loss_exact, err);
 }
 
 static int fit_steps(struct quant_result *out, struct fitted *f, struct backend *be, const struct quant_site *site,
-		     const struct quant_options *options, const float *w, size_t rows, struct err *err)
+		     const struct quant_options *options, const struct quant_weights *w, struct err *err)
 {
 	struct grid integers = options->grid, any = options->grid;
 	struct fitted other;
@@ -102,13 +103,13 @@ static int fit_steps(struct quant_result *out, struct fitted *f, struct backend 
 	any.zero_parts = 0;
 	if (fitted_init(&other, f->count, err) != 0)
 		return -1;
-	rc = fit(f, be, site, options->method, &integers, w, rows, err);
+	rc = fit(f, be, site, options->method, &integers, w, err);
 	if (rc == 0)
-		rc = fit(&other, be, site, options->method, &any, w, rows, err);
+		rc = fit(&other, be, site, options->method, &any, w, err);
 	if (rc == 0)
-		rc = take(out, &other, be, site, &any, w, rows, err);
+		rc = take(out, &other, be, site, &any, w, err);
 	if (rc == 0) {
-		prefer_steps(f, &other, &options->grid, site, w);
+		prefer_steps(f, &other, &options->grid, site, w->w);
 		memcpy(out->scales, f->scales, f->count * sizeof(*f->scales));
 		memcpy(out->zeros, f->zeros, f->count * sizeof(*f->zeros));
 	}
@@ -117,19 +118,19 @@ static int fit_steps(struct quant_result *out, struct fitted *f, struct backend 
 }
 
 int quant_start(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		const struct quant_options *options, const float *w, size_t rows, struct err *err)
+		const struct quant_options *options, const struct quant_weights *w, struct err *err)
 {
 	const struct grid *grid = &options->grid;
-	const size_t count = rows * (site->cols / grid->group);
+	const size_t count = w->rows * (site->cols / grid->group);
 	struct fitted f;
 	int rc = fitted_init(&f, count, err);
 
 	if (rc != 0)
 		return -1;
 	if (grid->zero_parts > 0 && !grid->integer_zero && !grid->symmetric)
-		rc = fit_steps(out, &f, be, site, options, w, rows, err);
-	else if ((rc = fit(&f, be, site, options->method, grid, w, rows, err)) == 0)
-		rc = take(out, &f, be, site, grid, w, rows, err);
+		rc = fit_steps(out, &f, be, site, options, w, err);
+	else if ((rc = fit(&f, be, site, options->method, grid, w, err)) == 0)
+		rc = take(out, &f, be, site, grid, w, err);
 	for (size_t i = 0; i < count && rc == 0; i++)
 		out->init_objective += f.objective[i];
 	fitted_deinit(&f);
@@ -139,5 +140,5 @@ int quant_start(struct quant_result *out, struct backend *be, const struct quant
 	if (!grid->half && grid->zero_parts == 0)
 		return 0;
 	grid_snap_all(grid, out->scales, out->zeros, count);
-	return measure(out, be, site, grid, w, rows, &out->loss_nearest, err);
+	return measure(out, be, site, grid, w, &out->loss_nearest, err);
 }

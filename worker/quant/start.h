@@ -6,6 +6,6 @@
 
 /* Fills codes, scales and zeros of `out` (allocated), init_objective, loss_exact, loss_nearest and energy. */
 int quant_start(struct quant_result *out, struct backend *be, const struct quant_site *site,
-		const struct quant_options *options, const float *w, size_t rows, struct err *err);
+		const struct quant_options *options, const struct quant_weights *w, struct err *err);
 
 #endif

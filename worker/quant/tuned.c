@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/alloc.h"
 #include "worker/backend/grid_snap.h"
 #include "worker/quant/tuned_parts.h"
 
@@ -21,21 +22,30 @@ static void give_weights(const struct tuned *t, const float *const of[TUNED_MODU
 	};
 }
 
-/* The module's scales and zero-points as they would be stored, in the scratch behind all values. Training steps the
- * exact ones and computes with these: straight through, as with codes. */
-struct stored { const float *scales, *zeros; };
+/* Where the module's scales and zero-points lie as they would be stored. Training steps the exact ones and computes with
+ * these: straight through, as with codes. */
+struct stored { float *scales, *zeros; };
 
 static struct stored stored_of(const struct tuned *t, int module)
 {
-	const struct tuned_module *m = &t->plan.module[module];
-	const size_t groups = tuned_groups(m);
-	float *scales = t->scratch.values + tuned_runs(&t->plan).cells, *zeros = scales + groups;
+	float *at = t->scratch.stored;
 
-	memcpy(scales, t->module[module].scales, groups * sizeof(*scales));
-	memcpy(zeros, t->module[module].zeros, groups * sizeof(*zeros));
+	for (int i = 0; i < module; i++)
+		at += 2 * tuned_groups(&t->plan.module[i]);
+	return (struct stored){ at, at + tuned_groups(&t->plan.module[module]) };
+}
+
+static struct stored store(const struct tuned *t, int module)
+{
+	const struct tuned_module *m = &t->plan.module[module];
+	const struct stored stored = stored_of(t, module);
+	const size_t groups = tuned_groups(m);
+
+	memcpy(stored.scales, t->module[module].scales, groups * sizeof(*stored.scales));
+	memcpy(stored.zeros, t->module[module].zeros, groups * sizeof(*stored.zeros));
 	if (m->grid.half)
-		grid_snap_all(&m->grid, scales, zeros, groups);
-	return (struct stored){ scales, zeros };
+		grid_snap_all(&m->grid, stored.scales, stored.zeros, groups);
+	return stored;
 }
 
 int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
@@ -50,11 +60,11 @@ int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
 		of[i] = m->quantized ? at : t->constant[i];
 		if (!m->quantized)
 			continue;
-		stored = stored_of(t, i);
+		stored = store(t, i);
 		if (t->be->ops->grid_values(t->be, &m->grid, t->module[i].latents, m->rows, m->cols, stored.scales,
 					    stored.zeros, at, err) != 0)
 			return -1;
-		at += tuned_cells(m);
+		at += tuned_cells_of(m);
 	}
 	give_weights(t, of, w);
 	return 0;
@@ -63,11 +73,11 @@ int tuned_weights(struct tuned *t, struct block_weights *w, struct err *err)
 void tuned_grads(struct tuned *t, struct block_grads *g)
 {
 	const struct tuned_runs r = tuned_runs(&t->plan);
-	float *at = t->scratch.grads, *of[TUNED_MODULES], *bias[TUNED_MODULES], *norm[TUNED_NORMS];
+	float *weights = t->scratch.weight_grads, *at = t->scratch.grads + r.groups + r.zeros;
+	float *of[TUNED_MODULES], *bias[TUNED_MODULES], *norm[TUNED_NORMS];
 
 	for (int i = 0; i < TUNED_MODULES; i++)
-		of[i] = t->plan.module[i].quantized ? tuned_take(&at, tuned_cells(&t->plan.module[i])) : NULL;
-	at += r.groups + r.zeros;
+		of[i] = t->plan.module[i].quantized ? tuned_take(&weights, tuned_cells_of(&t->plan.module[i])) : NULL;
 	for (int i = 0; i < TUNED_MODULES; i++)
 		bias[i] = t->plan.module[i].bias ? tuned_take(&at, t->plan.module[i].rows) : NULL;
 	for (int i = 0; i < TUNED_NORMS; i++)
@@ -83,7 +93,7 @@ void tuned_grads(struct tuned *t, struct block_grads *g)
 /* Gradients of weights become those of latents, factors and zero-points. */
 static int grid_step(struct tuned *t, const struct tuned_runs *r, struct err *err)
 {
-	float *dw = t->scratch.grads, *df = dw + r->cells, *dz = df + r->groups;
+	float *dw = t->scratch.weight_grads, *df = t->scratch.grads, *dz = df + r->groups;
 
 	for (int i = 0; i < TUNED_MODULES; i++) {
 		const struct tuned_module *m = &t->plan.module[i];
@@ -95,19 +105,19 @@ static int grid_step(struct tuned *t, const struct tuned_runs *r, struct err *er
 			continue;
 		stored = stored_of(t, i);
 		if (t->be->ops->grid_gradients(t->be, &m->grid, t->module[i].latents, m->rows, m->cols,
-					       stored.scales, stored.zeros, dw, df, zeros ? dz : NULL, t->plan.train_codes ? dw : NULL, err) != 0)
+					       stored.scales, stored.zeros, dw, df, zeros ? dz : NULL,
+					       t->plan.train_codes ? dw : NULL, err) != 0)
 			return -1;
 		for (size_t g = 0; g < groups; g++)
 			df[g] *= t->module[i].base[g];
-		dw += tuned_cells(m);
+		dw += tuned_cells_of(m);
 		df += groups;
 		dz += zeros ? groups : 0;
 	}
 	return 0;
 }
 
-/* Parameters changed: factors stay positive, scales follow. */
-static void follow(struct tuned *t)
+void tuned_follow(struct tuned *t)
 {
 	for (int i = 0; i < TUNED_MODULES; i++) {
 		const size_t groups = tuned_groups(&t->plan.module[i]);
@@ -121,48 +131,68 @@ static void follow(struct tuned *t)
 	}
 }
 
+static int adam_cells(struct tuned *t, const struct adam *adam, struct err *err)
+{
+	const struct tuned_cells *c = &t->cells;
+
+	if (!t->plan.train_codes || c->n == 0)
+		return 0;
+	return t->be->ops->adam_step(t->be, adam, c->n, c->latents, t->scratch.weight_grads, c->moments1, c->moments2,
+				     err);
+}
+
 int tuned_step(struct tuned *t, const struct tuned_rates *rates, float schedule, int64_t step,
 	       struct err *err)
 {
 	const struct tuned_runs r = tuned_runs(&t->plan);
 	const struct { size_t n; float rate; } run[] = {
-		{ t->plan.train_codes ? r.cells : 0, rates->code }, { r.groups, rates->scale },
-		{ r.zeros, rates->zero }, { r.dense, rates->norm },
+		{ r.groups, rates->scale }, { r.zeros, rates->zero }, { r.dense, rates->norm },
 	};
-	const float *g = t->scratch.grads + (t->plan.train_codes ? 0 : r.cells);
+	struct adam adam = { rates->code * schedule, BETA1, BETA2, EPSILON, step };
 	size_t at = 0;
 
-	if (grid_step(t, &r, err) != 0)
+	if (grid_step(t, &r, err) != 0 || adam_cells(t, &adam, err) != 0)
 		return -1;
 	for (size_t i = 0; i < sizeof(run) / sizeof(*run); at += run[i++].n) {
-		const struct adam adam = { run[i].rate * schedule, BETA1, BETA2, EPSILON, step };
-
-		if (run[i].n > 0 && t->be->ops->adam_step(t->be, &adam, run[i].n, t->params + at, g + at,
-							  t->moments1 + at, t->moments2 + at, err) != 0)
+		adam.rate = run[i].rate * schedule;
+		if (run[i].n > 0 &&
+		    t->be->ops->adam_step(t->be, &adam, run[i].n, t->rest.params + at, t->scratch.grads + at,
+					  t->rest.moments1 + at, t->rest.moments2 + at, err) != 0)
 			return -1;
 	}
-	follow(t);
+	tuned_follow(t);
 	return 0;
 }
 
-void tuned_result(const struct tuned *t, int module, uint8_t *codes, float *scales, float *zeros)
+static int read_codes(const struct tuned *t, int module, uint8_t *codes, struct err *err)
 {
 	const struct tuned_module *m = &t->plan.module[module];
 	const float top = (float)((1 << m->grid.bits) - 1);
-	const size_t cells = tuned_cells(m);
+	const size_t cells = tuned_cells_of(m);
+	float *piece = mem_alloc(TUNED_PIECE, sizeof(*piece));
+	int rc = 0;
 
-	for (size_t i = 0; i < cells; i++)
-		codes[i] = (uint8_t)fminf(fmaxf(nearbyintf(t->module[module].latents[i]), 0), top);
+	if (!piece)
+		return err_set_nomem(err, "latent codes");
+	for (size_t first = 0, n; rc == 0 && first < cells; first += n) {
+		n = cells - first < TUNED_PIECE ? cells - first : TUNED_PIECE;
+		rc = tuned_move(t, piece, t->module[module].latents + first, n, err);
+		for (size_t i = 0; rc == 0 && i < n; i++)
+			codes[first + i] = (uint8_t)fminf(fmaxf(nearbyintf(piece[i]), 0), top);
+	}
+	mem_free(piece);
+	return rc;
+}
+
+int tuned_result(const struct tuned *t, int module, uint8_t *codes, float *scales, float *zeros, struct err *err)
+{
+	const struct tuned_module *m = &t->plan.module[module];
+
 	memcpy(scales, t->module[module].scales, tuned_groups(m) * sizeof(*scales));
 	memcpy(zeros, t->module[module].zeros, tuned_groups(m) * sizeof(*zeros));
 	if (m->grid.half)
 		grid_snap_all(&m->grid, scales, zeros, tuned_groups(m));
-}
-
-void tuned_set_params(struct tuned *t, const float *params)
-{
-	memcpy(t->params, params, t->trained * sizeof(*params));
-	follow(t);
+	return read_codes(t, module, codes, err);
 }
 
 float tuned_schedule(int64_t step, int64_t steps)

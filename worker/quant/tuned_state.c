@@ -4,8 +4,9 @@
  *   moments1, moments2              each as params
  *   base, scales | zero-points that are not trained | latents that are not trained
  *
- * Within a run modules follow each other in their order, so each kind of parameter, with its own rate, is one
- * call of Adam. The gradients in the scratch lie in the order of params, weights first in any case.
+ * In two parts it is the same without everything about latents, which are the cells. Within a run modules follow each
+ * other in their order, so each kind of parameter, with its own rate, is one call of Adam. The gradients in the scratch
+ * lie in the order of params.
  */
 #include "worker/quant/tuned_parts.h"
 
@@ -14,6 +15,7 @@
 
 #include "common/alloc.h"
 #include "worker/backend/grid_snap.h"
+#include "worker/backend/place.h"
 
 static const float LATENT_PULL = 0.5f, LATENT_REACH = 0.49f;
 
@@ -22,7 +24,7 @@ bool tuned_trains_zeros(const struct tuned_module *m)
 	return m->quantized && !grid_binds_zero(&m->grid);
 }
 
-size_t tuned_cells(const struct tuned_module *m)
+size_t tuned_cells_of(const struct tuned_module *m)
 {
 	return m->quantized ? m->rows * m->cols : 0;
 }
@@ -30,16 +32,6 @@ size_t tuned_cells(const struct tuned_module *m)
 size_t tuned_groups(const struct tuned_module *m)
 {
 	return m->quantized ? m->rows * (m->cols / m->grid.group) : 0;
-}
-
-size_t tuned_groups_most(const struct tuned_plan *plan)
-{
-	size_t most = 0;
-
-	for (int i = 0; i < TUNED_MODULES; i++)
-		if (tuned_groups(&plan->module[i]) > most)
-			most = tuned_groups(&plan->module[i]);
-	return most;
 }
 
 float *tuned_take(float **at, size_t n)
@@ -57,7 +49,7 @@ struct tuned_runs tuned_runs(const struct tuned_plan *plan)
 	for (int i = 0; i < TUNED_MODULES; i++) {
 		const struct tuned_module *m = &plan->module[i];
 
-		r.cells += tuned_cells(m);
+		r.cells += tuned_cells_of(m);
 		r.groups += tuned_groups(m);
 		if (tuned_trains_zeros(m))
 			r.zeros += tuned_groups(m);
@@ -69,14 +61,15 @@ struct tuned_runs tuned_runs(const struct tuned_plan *plan)
 	return r;
 }
 
-static size_t trained_of(const struct tuned_plan *plan, const struct tuned_runs *r)
+/* Trained parameters that are no latents. */
+static size_t rest_of(const struct tuned_runs *r)
 {
-	return (plan->train_codes ? r->cells : 0) + r->groups + r->zeros + r->dense;
+	return r->groups + r->zeros + r->dense;
 }
 
-static size_t state_of(const struct tuned_plan *plan, const struct tuned_runs *r)
+static size_t small_of(const struct tuned_runs *r)
 {
-	return 3 * trained_of(plan, r) + 2 * r->groups + r->fixed_zeros + (plan->train_codes ? 0 : r->cells);
+	return 3 * rest_of(r) + 2 * r->groups + r->fixed_zeros;
 }
 
 static int check_grid(const struct tuned_module *m, struct err *err)
@@ -107,8 +100,7 @@ static bool fits(const struct tuned_plan *plan)
 	return size_mul(sum, 16 * sizeof(float), &all);
 }
 
-int tuned_sizes(const struct tuned_plan *plan, size_t *state, size_t *values, size_t *grads,
-		struct err *err)
+int tuned_measure(const struct tuned_plan *plan, struct tuned_sizes *sizes, struct err *err)
 {
 	struct tuned_runs r;
 
@@ -118,36 +110,58 @@ int tuned_sizes(const struct tuned_plan *plan, size_t *state, size_t *values, si
 	if (!fits(plan))
 		return err_set(err, ERR_TOO_LARGE, "the training state of one block does not fit into memory");
 	r = tuned_runs(plan);
-	*state = state_of(plan, &r);
-	*values = r.cells + 2 * tuned_groups_most(plan);
-	*grads = r.cells + r.groups + r.zeros + r.dense;
+	*sizes = (struct tuned_sizes){
+		.state = small_of(&r) + (plan->train_codes ? 3 : 1) * r.cells,
+		.cells = r.cells, .small = small_of(&r), .stored = 2 * r.groups, .grads = rest_of(&r),
+	};
 	return 0;
 }
 
-int tuned_scratch_init(struct tuned_scratch *s, size_t values, size_t grads, struct err *err)
+static void cover(size_t *a, size_t b)
 {
-	s->values = mem_alloc_aligned(values, sizeof(*s->values));
-	s->grads = mem_alloc_aligned(grads, sizeof(*s->grads));
-	if (s->values && s->grads)
-		return 0;
-	tuned_scratch_deinit(s);
-	return err_set_nomem(err, "the weights and gradients of a block");
+	if (b > *a)
+		*a = b;
 }
 
-void tuned_scratch_deinit(struct tuned_scratch *s)
+void tuned_sizes_cover(struct tuned_sizes *a, const struct tuned_sizes *b)
 {
-	mem_free(s->values);
-	mem_free(s->grads);
-	*s = (struct tuned_scratch){ 0 };
+	cover(&a->state, b->state);
+	cover(&a->cells, b->cells);
+	cover(&a->small, b->small);
+	cover(&a->stored, b->stored);
+	cover(&a->grads, b->grads);
 }
 
-/* The views into params, in the order given at the top; returns what follows. */
-static float *open_params(struct tuned *t, float *at)
+/* Floats of params in a state that is one array. */
+static size_t trained_of(const struct tuned_plan *plan, const struct tuned_runs *r)
+{
+	return (plan->train_codes ? r->cells : 0) + rest_of(r);
+}
+
+void tuned_moments(const struct tuned_plan *plan, size_t *begin, size_t *end)
+{
+	const struct tuned_runs r = tuned_runs(plan);
+
+	*begin = trained_of(plan, &r);
+	*end = 3 * *begin;
+}
+
+/* --- views ------------------------------------------------------------------------------------ */
+
+static void open_latents(struct tuned *t)
+{
+	float *at = t->cells.latents;
+
+	for (int i = 0; i < TUNED_MODULES; i++)
+		t->module[i].latents = tuned_take(&at, tuned_cells_of(&t->plan.module[i]));
+}
+
+/* The views into params behind the latents, in the order given at the top. */
+static void open_params(struct tuned *t)
 {
 	const struct tuned_plan *plan = &t->plan;
+	float *at = t->rest.params;
 
-	for (int i = 0; plan->train_codes && i < TUNED_MODULES; i++)
-		t->module[i].latents = tuned_take(&at, tuned_cells(&plan->module[i]));
 	for (int i = 0; i < TUNED_MODULES; i++)
 		t->module[i].factors = tuned_take(&at, tuned_groups(&plan->module[i]));
 	for (int i = 0; i < TUNED_MODULES; i++)
@@ -157,9 +171,9 @@ static float *open_params(struct tuned *t, float *at)
 		t->module[i].bias = plan->module[i].bias ? tuned_take(&at, plan->module[i].rows) : NULL;
 	for (int i = 0; i < TUNED_NORMS; i++)
 		t->norm[i] = plan->norm[i] ? tuned_take(&at, plan->norm[i]) : NULL;
-	return at;
 }
 
+/* What is not trained, latents excepted. */
 static void open_constants(struct tuned *t, float *at)
 {
 	const struct tuned_plan *plan = &t->plan;
@@ -171,31 +185,61 @@ static void open_constants(struct tuned *t, float *at)
 	for (int i = 0; i < TUNED_MODULES; i++)
 		if (!tuned_trains_zeros(&plan->module[i]))
 			t->module[i].zeros = tuned_take(&at, tuned_groups(&plan->module[i]));
-	for (int i = 0; !plan->train_codes && i < TUNED_MODULES; i++)
-		t->module[i].latents = tuned_take(&at, tuned_cells(&plan->module[i]));
 }
 
 void tuned_open(struct tuned *t, const struct tuned_plan *plan, struct backend *be, float *state,
 		const struct tuned_scratch *scratch)
 {
 	const struct tuned_runs r = tuned_runs(plan);
-	float *at;
+	const size_t trained = trained_of(plan, &r), latents = plan->train_codes ? r.cells : 0;
+	float *constants = state + 3 * trained;
 
-	*t = (struct tuned){ .plan = *plan, .be = be, .scratch = *scratch, .params = state };
-	t->trained = trained_of(plan, &r);
-	at = open_params(t, state);
-	t->moments1 = tuned_take(&at, t->trained);
-	t->moments2 = tuned_take(&at, t->trained);
-	open_constants(t, at);
+	*t = (struct tuned){ .plan = *plan, .be = be, .scratch = *scratch };
+	t->cells.n = r.cells;
+	t->cells.latents = plan->train_codes ? state : constants + 2 * r.groups + r.fixed_zeros;
+	t->cells.moments1 = plan->train_codes ? state + trained : NULL;
+	t->cells.moments2 = plan->train_codes ? state + 2 * trained : NULL;
+	t->rest.n = trained - latents;
+	t->rest.params = state + latents;
+	t->rest.moments1 = t->rest.params + trained;
+	t->rest.moments2 = t->rest.moments1 + trained;
+	open_latents(t);
+	open_params(t);
+	open_constants(t, constants);
+}
+
+void tuned_open_apart(struct tuned *t, const struct tuned_plan *plan, struct backend *be,
+		      const struct tuned_cells *cells, float *small, const struct tuned_scratch *scratch)
+{
+	const struct tuned_runs r = tuned_runs(plan);
+
+	*t = (struct tuned){ .plan = *plan, .be = be, .scratch = *scratch, .cells = *cells };
+	t->rest.n = rest_of(&r);
+	t->rest.params = tuned_take(&small, t->rest.n);
+	t->rest.moments1 = tuned_take(&small, t->rest.n);
+	t->rest.moments2 = tuned_take(&small, t->rest.n);
+	open_latents(t);
+	open_params(t);
+	open_constants(t, small);
 }
 
 /* --- filling ---------------------------------------------------------------------------------- */
 
-void tuned_reset(struct tuned *t)
+static int clear(struct tuned *t, float *cells, struct err *err)
 {
-	const struct tuned_runs r = tuned_runs(&t->plan);
+	return cells ? place_clear(t->be, cells, t->cells.n * sizeof(*cells), err) : 0;
+}
 
-	memset(t->params, 0, state_of(&t->plan, &r) * sizeof(*t->params));
+int tuned_reset(struct tuned *t, struct err *err)
+{
+	const size_t bytes = t->rest.n * sizeof(float);
+
+	memset(t->rest.params, 0, bytes);
+	memset(t->rest.moments1, 0, bytes);
+	memset(t->rest.moments2, 0, bytes);
+	if (clear(t, t->cells.moments1, err) != 0 || clear(t, t->cells.moments2, err) != 0)
+		return -1;
+	return clear(t, t->cells.latents, err);
 }
 
 /* A latent that rounds to `code` and leans towards `exact`, the weight in code units. */
@@ -204,23 +248,49 @@ static float lean(float code, float exact)
 	return code + fminf(fmaxf(LATENT_PULL * (exact - code), -LATENT_REACH), LATENT_REACH);
 }
 
-void tuned_set_module(struct tuned *t, int module, const uint8_t *codes, const float *scales,
-		      const float *zeros, const float *w)
+/* One module on its way into the state. */
+struct filling { const uint8_t *codes; const float *scales, *zeros, *w; size_t group; bool train; };
+
+/* Latents [first, first + n) of the module. */
+static void make_latents(const struct filling *f, size_t first, size_t n, float *latents)
+{
+	for (size_t i = 0; i < n; i++) {
+		const size_t at = first + i, g = at / f->group;
+
+		latents[i] = f->train ? lean(f->codes[at], f->w[at] / f->scales[g] + f->zeros[g]) : f->codes[at];
+	}
+}
+
+static int set_latents(struct tuned *t, int module, const struct filling *f, struct err *err)
+{
+	const size_t cells = tuned_cells_of(&t->plan.module[module]);
+	float *piece = mem_alloc(TUNED_PIECE, sizeof(*piece));
+	int rc = 0;
+
+	if (!piece)
+		return err_set_nomem(err, "latent codes");
+	for (size_t first = 0, n; rc == 0 && first < cells; first += n) {
+		n = cells - first < TUNED_PIECE ? cells - first : TUNED_PIECE;
+		make_latents(f, first, n, piece);
+		rc = tuned_move(t, t->module[module].latents + first, piece, n, err);
+	}
+	mem_free(piece);
+	return rc;
+}
+
+int tuned_set_module(struct tuned *t, int module, const uint8_t *codes, const float *scales,
+		     const float *zeros, const float *w, struct err *err)
 {
 	const struct tuned_module *m = &t->plan.module[module];
-	const size_t cells = tuned_cells(m), groups = tuned_groups(m);
-	float *latents = t->module[module].latents;
+	const struct filling f = { codes, scales, zeros, w, m->grid.group, t->plan.train_codes };
+	const size_t groups = tuned_groups(m);
 
 	for (size_t g = 0; g < groups; g++) {
 		t->module[module].base[g] = t->module[module].scales[g] = scales[g];
 		t->module[module].factors[g] = 1;
 		t->module[module].zeros[g] = zeros[g];
 	}
-	for (size_t i = 0; i < cells; i++) {
-		const size_t g = i / m->grid.group;
-
-		latents[i] = t->plan.train_codes ? lean(codes[i], w[i] / scales[g] + zeros[g]) : codes[i];
-	}
+	return set_latents(t, module, &f, err);
 }
 
 void tuned_set_constant(struct tuned *t, int module, const float *w)

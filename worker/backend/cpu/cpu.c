@@ -9,6 +9,7 @@
 #include "common/alloc.h"
 #include "worker/backend/cpu/kernels.h"
 #include "worker/backend/cpu/kernels_train.h"
+#include "worker/backend/plain_memory.h"
 
 CPU_LEVEL_DECLARE(struct forward_kernels, forward_kernels);
 static const struct forward_kernels *const kernel_tables[] = CPU_LEVEL_TABLE(forward_kernels);
@@ -60,8 +61,11 @@ static void name_identity(struct cpu_backend *cpu)
 
 static struct backend *cpu_open(const struct backend_options *options, struct err *err)
 {
-	struct cpu_backend *cpu = mem_alloc(1, sizeof(*cpu));
+	struct cpu_backend *cpu;
 
+	if (plain_options_check("cpu", options, err) != 0)
+		return NULL;
+	cpu = mem_alloc(1, sizeof(*cpu));
 	if (!cpu) {
 		err_set_nomem(err, "the cpu backend");
 		return NULL;
@@ -89,14 +93,19 @@ static const char *cpu_identity(struct backend *be)
 
 const struct backend_ops cpu_ops = {
 	.name = "cpu",
+	.piece_tokens = PLAIN_PIECE_TOKENS,
 	.open = cpu_open,
 	.close = cpu_close,
 	.identity = cpu_identity,
+	.memory_take = plain_memory_take,
+	.memory_give = plain_memory_give,
+	.memory_copy = plain_memory_copy,
 	.rms_norm = cpu_rms_norm,
 	.block_forward = cpu_block_forward,
 	.head_tile = cpu_head_tile,
 	.head_kl_tile = cpu_head_kl_tile,
 	.gram_add = cpu_gram_add,
+	.gram_mean = cpu_gram_mean,
 	.rms_norm_backward = cpu_rms_norm_backward,
 	.block_backward = cpu_block_backward,
 	.grid_values = cpu_grid_values,

@@ -57,6 +57,8 @@ int cpu_head_tile(struct backend *be, const float *x, size_t rows, size_t hidden
 		  struct head_state *state, struct err *err);
 int cpu_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
 		 struct err *err);
+int cpu_gram_mean(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
+		  struct err *err);
 
 /* the training half: backward.c, train.c, head_kl.c */
 int cpu_block_backward(struct backend *be, const struct block_shape *shape,
@@ -78,7 +80,7 @@ int cpu_head_kl_tile(struct backend *be, const float *x, const float *x_ref, siz
 
 /* the quantization half */
 int cpu_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
-	       float *u, struct err *err);
+	       float *u, double *pivots, struct err *err);
 int cpu_fit_groups(struct backend *be, enum fit_method method, const struct grid *grid,
 		   const float *w, size_t rows, size_t cols, const double *h, float *scales,
 		   float *zeros, double *objective, struct err *err);

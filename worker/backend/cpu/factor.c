@@ -13,6 +13,7 @@
 #include "common/alloc.h"
 #include "worker/backend/cpu/cpu.h"
 #include "worker/backend/cpu/tiles.h"
+#include "worker/backend/pivots.h"
 
 enum { TILE = 192 };
 
@@ -120,7 +121,7 @@ static int factor_tiles(struct cpu_backend *cpu, struct factor_job *job, struct 
 }
 
 int cpu_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
-	       float *u, struct err *err)
+	       float *u, double *pivots, struct err *err)
 {
 	struct cpu_backend *cpu = cpu_of(be);
 	struct factor_job job = { .h = h, .perm = perm, .n = n, .damp = damp, .u = u };
@@ -140,5 +141,7 @@ int cpu_factor(struct backend *be, const double *h, const int32_t *perm, size_t 
 	if (rc == 0)
 		pool_run(cpu->pool, job.tiles, store_rows, &job);
 	mem_free(job.a);
+	if (rc == 0 && pivots)
+		factor_pivots(h, perm, n, damp, u, pivots);
 	return rc;
 }

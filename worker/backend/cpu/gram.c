@@ -1,4 +1,4 @@
-/* gram_add of the cpu backend: one item = one tile of the lower triangle, through all rows.
+/* gram_add of the cpu backend: one item = one tile of the lower triangle, through all rows. gram_mean: one item = rows.
  *
  * At most GRAM_ROWS rows are multiplied in float32 before their sum goes into double; the tile above
  * the diagonal is a copy, made once at the end.
@@ -12,7 +12,7 @@
 #include "worker/backend/cpu/tiles.h"
 #include "worker/backend/shape.h"
 
-enum { GRAM_ROWS = 1024, GRAM_TILE_SMALL = 192, GRAM_TILE_LARGE = 256, GRAM_SMALL_COLS = 512 };
+enum { GRAM_ROWS = 1024, GRAM_TILE_SMALL = 192, GRAM_TILE_LARGE = 256, GRAM_SMALL_COLS = 512, MEAN_ROWS = 64 };
 
 struct gram_job {
 	const struct forward_kernels *kernels;
@@ -98,4 +98,33 @@ int cpu_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, d
 	for (size_t i = 0; i < cols; i++)
 		finite = finite && isfinite(h[i * cols + i]);
 	return finite ? 0 : err_set_not_finite(err, "gram_add");
+}
+
+struct mean_job { double *h; size_t cols; double rows; };
+
+static void mean_item(void *ctx, size_t item, int worker)
+{
+	const struct mean_job *job = ctx;
+	double *h = job->h + item * MEAN_ROWS * job->cols;
+	const size_t n = tile_length(job->cols, MEAN_ROWS, item) * job->cols;
+
+	(void)worker;
+	for (size_t i = 0; i < n; i++)
+		h[i] /= job->rows;
+}
+
+int cpu_gram_mean(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
+		  struct err *err)
+{
+	struct mean_job job = { .h = h, .cols = cols, .rows = (double)rows };
+	bool finite = true;
+
+	if (gram_mean_check(cols, rows, err) != 0)
+		return -1;
+	pool_run(cpu_of(be)->pool, ceil_div(cols, MEAN_ROWS), mean_item, &job);
+	for (size_t i = 0; i < cols; i++) {
+		diagonal[i] = h[i * cols + i];
+		finite = finite && isfinite(diagonal[i]);
+	}
+	return finite ? 0 : err_set_not_finite(err, "gram_mean");
 }

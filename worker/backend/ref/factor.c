@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "worker/backend/pivots.h"
 #include "worker/backend/ref/ref.h"
 
 /* a (n,n), upper part: permuted matrix in, U (strictly upper) and D (diagonal) out. Row j of the lower part
@@ -28,7 +29,7 @@ static int factor_in_place(double *a, size_t n, struct err *err)
 }
 
 int ref_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
-	       float *u, struct err *err)
+	       float *u, double *pivots, struct err *err)
 {
 	double *a = NULL;
 	size_t cells;
@@ -51,5 +52,7 @@ int ref_factor(struct backend *be, const double *h, const int32_t *perm, size_t 
 			u[i * n + j] = (float)a[i * n + j];
 	}
 	mem_free(a);
+	if (rc == 0 && pivots)
+		factor_pivots(h, perm, n, damp, u, pivots);
 	return rc;
 }

@@ -2,6 +2,7 @@
 #include "worker/backend/ref/ref.h"
 
 #include "common/alloc.h"
+#include "worker/backend/plain_memory.h"
 
 static struct backend *ref_open(const struct backend_options *options, struct err *err)
 {
@@ -11,6 +12,8 @@ static struct backend *ref_open(const struct backend_options *options, struct er
 		err_set(err, ERR_INVALID, "threads is %d; it must be at least 1", options->threads);
 		return NULL;
 	}
+	if (plain_options_check("ref", options, err) != 0)
+		return NULL;
 	ref = mem_alloc(1, sizeof(*ref));
 	if (!ref) {
 		err_set_nomem(err, "the ref backend");
@@ -33,14 +36,19 @@ static const char *ref_identity(struct backend *be)
 
 const struct backend_ops ref_ops = {
 	.name = "ref",
+	.piece_tokens = PLAIN_PIECE_TOKENS,
 	.open = ref_open,
 	.close = ref_close,
 	.identity = ref_identity,
+	.memory_take = plain_memory_take,
+	.memory_give = plain_memory_give,
+	.memory_copy = plain_memory_copy,
 	.rms_norm = ref_rms_norm,
 	.block_forward = ref_block_forward,
 	.head_tile = ref_head_tile,
 	.head_kl_tile = ref_head_kl_tile,
 	.gram_add = ref_gram_add,
+	.gram_mean = ref_gram_mean,
 	.rms_norm_backward = ref_rms_norm_backward,
 	.block_backward = ref_block_backward,
 	.grid_values = ref_grid_values,

@@ -28,6 +28,8 @@ int ref_head_kl_tile(struct backend *be, const float *x, const float *x_ref, siz
 		     const struct head_state *ref_state, double *kl, float *dx, struct err *err);
 int ref_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, double *h,
 		 struct err *err);
+int ref_gram_mean(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
+		  struct err *err);
 
 /* backward.c, train.c */
 int ref_rms_norm_backward(struct backend *be, const float *x, const float *weight, float eps, size_t rows,
@@ -46,7 +48,7 @@ int ref_adam_step(struct backend *be, const struct adam *adam, size_t n, float *
 
 /* the quantization half */
 int ref_factor(struct backend *be, const double *h, const int32_t *perm, size_t n, double damp,
-	       float *u, struct err *err);
+	       float *u, double *pivots, struct err *err);
 int ref_fit_groups(struct backend *be, enum fit_method method, const struct grid *grid,
 		   const float *w, size_t rows, size_t cols, const double *h, float *scales,
 		   float *zeros, double *objective, struct err *err);
