@@ -21,6 +21,7 @@ static int translate(const struct args *args, struct args *as, struct err *err)
 {
 	static const char *const names[][2] = { { "text", "eval" }, { "workers", "workers" },
 						{ "backend", "backend" }, { "memory", "memory" },
+						{ "devices", "devices" }, { "gpu-memory", "gpu-memory" },
 						{ "work", "work" }, { "reference", "reference" } };
 
 	*as = (struct args){ .command = args->command, .recipe = json_new_object() };

@@ -22,6 +22,18 @@ static void task_cell(struct table *t, const struct json *worker)
 	table_cell(t, cell);
 }
 
+/* "0 NVIDIA H200" */
+static void device_cell(struct table *t, const struct json *worker)
+{
+	const struct json *device = json_get(worker, "device");
+	char cell[192] = "-";
+
+	if (json_type(device) == JSON_OBJECT)
+		snprintf(cell, sizeof(cell), "%lld %s", (long long)json_get_int(device, "number", 0),
+			 json_get_string(device, "name", "?"));
+	table_cell(t, cell);
+}
+
 static void add_row(struct table *t, const struct json *worker)
 {
 	char cell[64], bytes[TEXT_SHORT];
@@ -29,6 +41,7 @@ static void add_row(struct table *t, const struct json *worker)
 	table_cell(t, json_get_string(worker, "name", "?"));
 	table_cell(t, json_get_string(worker, "state", "?"));
 	table_cell(t, json_get_string(worker, "backend", "?"));
+	device_cell(t, worker);
 	snprintf(cell, sizeof(cell), "%lld", (long long)json_get_int(worker, "threads", 0));
 	table_cell(t, cell);
 	table_cell(t, text_bytes(json_get_number(worker, "memory_bytes", 0), bytes));
@@ -41,9 +54,9 @@ static void add_row(struct table *t, const struct json *worker)
 
 static int print_workers(const struct json *items, struct err *err)
 {
-	static const char *const titles[] = { "WORKER", "STATE", "BACKEND", "THREADS", "MEMORY", "DONE",
+	static const char *const titles[] = { "WORKER", "STATE", "BACKEND", "DEVICE", "THREADS", "MEMORY", "DONE",
 					      "FAILED", "TASK" };
-	struct table *t = table_new(titles, 8);
+	struct table *t = table_new(titles, 9);
 	int rc;
 
 	for (const struct json *w = json_first(items); t && w; w = json_next(w))

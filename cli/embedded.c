@@ -37,28 +37,15 @@ static int check_model_dir(const char *what, const char *dir, char full[PATH_MAX
 	return 0;
 }
 
-static int check_fleet_options(const struct args *args, struct err *err)
-{
-	static const char *const backends[] = { "cpu", "ref" };
-	const char *backend = args_get(args, "backend", "cpu");
-	int64_t workers;
-
-	if (args_int(args, "workers", 1, LOCAL_WORKERS_MAX, 1, &workers, err) != 0)
-		return -1;
-	for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
-		if (strcmp(backend, backends[i]) == 0)
-			return 0;
-	return err_set(err, ERR_INVALID, "--backend '%s' is neither cpu nor ref", backend);
-}
-
 int embedded_init(struct embedded *e, const struct args *args, const char *model_dir, enum exit_status *status,
 		  struct err *err)
 {
 	const char *reference = args_get(args, "reference", NULL);
+	struct local_config ignored;
 
 	*e = (struct embedded){ .args = args };
 	*status = EXIT_USAGE;
-	if (check_fleet_options(args, err) != 0)
+	if (fleet_options(&ignored, args, err) != 0)
 		return -1;
 	*status = EXIT_FAILED;
 	if (check_model_dir("model folder", model_dir, e->model_dir, e->model_name, err) != 0 ||
@@ -71,18 +58,15 @@ int embedded_init(struct embedded *e, const struct args *args, const char *model
 
 int embedded_start(struct embedded *e, bool dry_run, struct err *err)
 {
-	struct local_config config = {
-		.model_dir = e->model_dir,
-		.reference_dir = e->reference_dir[0] ? e->reference_dir : NULL,
-		.work_dir = args_get(e->args, "work", NULL),
-		.backend = args_get(e->args, "backend", NULL),
-		.memory = args_get(e->args, "memory", NULL),
-	};
-	int64_t workers;
+	struct local_config config;
 
-	if (args_int(e->args, "workers", 1, LOCAL_WORKERS_MAX, 1, &workers, err) != 0)
+	if (fleet_options(&config, e->args, err) != 0)
 		return -1;
-	config.workers = dry_run ? 0 : (int)workers;
+	config.model_dir = e->model_dir;
+	config.reference_dir = e->reference_dir[0] ? e->reference_dir : NULL;
+	config.work_dir = args_get(e->args, "work", NULL);
+	if (dry_run)
+		config.workers = 0;
 	e->local = local_start(&config, err);
 	return e->local ? 0 : -1;
 }

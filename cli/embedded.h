@@ -9,6 +9,7 @@
 #include <limits.h>
 
 #include "cli/args.h"
+#include "cli/fleet_options.h"
 #include "cli/local.h"
 #include "cli/upload.h"
 #include "common/err.h"
@@ -29,7 +30,9 @@ struct embedded {
 /* Options every embedded command takes, to stand in its table: use EMBEDDED_SPECS. */
 #define EMBEDDED_SPECS \
 	{ "workers", "N", "local workers; the cores are split among them (default 1)" }, \
-	{ "backend", "cpu|ref", "what computes (default cpu)" }, \
+	{ "backend", "cpu|cuda|ref", "what computes (default cpu; cuda where the program was built with it)" }, \
+	{ "devices", "LIST", "with cuda: GPUs, e.g. 0,1,2,3, one worker on each (default 0); more --workers share them in turn" }, \
+	{ "gpu-memory", "SIZE", "with cuda: GPU memory that each worker may use (default: what there is)" }, \
 	{ "memory", "SIZE", "memory each worker reports; the plan warns when a task needs more" }, \
 	{ "work", "DIR", "keep private data here: the same command then resumes an interrupted job" }
 

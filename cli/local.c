@@ -25,7 +25,11 @@
 enum {
 	READY_MS = 60000, RESTART_PAUSE_MS = 1000, DRAIN_MS = 10000, STOP_MS = 10000, HURRY_MS = 500, AT_ONCE_MS = 1000,
 	ARGV_MAX = 32, TOKEN_BYTES = 24,
+	EXIT_NO_DEVICE = 3,             /* of a worker: there is nothing to compute on */
 };
+
+/* What the blob caches of all local workers may take together. */
+static const long long CACHE_BYTES = 20000000000;
 
 /* A child with what it takes to start it again. */
 struct member {
@@ -220,10 +224,11 @@ static int threads_of(const struct local *l, int index)
 static int start_worker(struct local *l, int index, struct err *err)
 {
 	struct member *m = &l->workers[index];
-	char token[PATH_MAX], work[PATH_MAX], threads[16];
+	char token[PATH_MAX], work[PATH_MAX], threads[16], device[16], cache[32];
 	const char *argv[ARGV_MAX] = { NULL, "--server", l->url, "--token-file", token, "--work", work,
-				       "--threads", threads, "--name", m->name, "--exit-with-parent" };
-	size_t used = 12;
+				       "--threads", threads, "--cache-size", cache, "--name", m->name,
+				       "--exit-with-parent" };
+	size_t used = 14;
 
 	if (l->config.backend) {
 		argv[used++] = "--backend";
@@ -233,7 +238,17 @@ static int start_worker(struct local *l, int index, struct err *err)
 		argv[used++] = "--memory";
 		argv[used++] = l->config.memory;
 	}
+	if (l->config.gpu_memory) {
+		argv[used++] = "--gpu-memory";
+		argv[used++] = l->config.gpu_memory;
+	}
+	if (l->config.device_count > 0) {
+		snprintf(device, sizeof(device), "%d", l->config.devices[index % l->config.device_count]);
+		argv[used++] = "--device";
+		argv[used++] = device;
+	}
 	snprintf(threads, sizeof(threads), "%d", threads_of(l, index));
+	snprintf(cache, sizeof(cache), "%lld", CACHE_BYTES / l->config.workers);
 	if (inside(l->folder, "token.worker", token, err) != 0 || inside(l->folder, m->name, work, err) != 0)
 		return -1;
 	return start_member(l, m, "quarry-worker", argv, err);
@@ -357,7 +372,8 @@ static bool needs_restart(struct member *m, struct err *err)
 	if (!m->down) {
 		m->down = true;
 		ended_error(m, "ended", &why);
-		if (WIFEXITED(m->child.status) && WEXITSTATUS(m->child.status) == EXIT_USAGE) {
+		if (WIFEXITED(m->child.status) && (WEXITSTATUS(m->child.status) == EXIT_USAGE ||
+						   WEXITSTATUS(m->child.status) == EXIT_NO_DEVICE)) {
 			err_set(err, ERR_INTERNAL, "%s", why.text); /* it would say the same again */
 			return false;
 		}

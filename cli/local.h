@@ -24,6 +24,9 @@ struct local_config {
 	int workers;            /* 1..LOCAL_WORKERS_MAX; the cores are split among them */
 	const char *backend;    /* NULL: the worker's default */
 	const char *memory;     /* per worker; NULL: the worker's default */
+	const char *gpu_memory; /* likewise */
+	int devices[LOCAL_WORKERS_MAX]; /* worker i computes on devices[i modulo device_count] */
+	int device_count;       /* 0: the worker's default */
 };
 
 struct local;

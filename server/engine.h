@@ -66,6 +66,7 @@ struct engine_reply {
 	char etag[80];                  /* strong, without quotes; "" when the verb has none */
 	bool wait;                      /* VERB_LEASE: nothing now, a later wake may bring something */
 	bool drain;                     /* VERB_LEASE: the worker is draining */
+	bool left;                      /* VERB_LEASE: with nothing, because what is ready is left to faster workers */
 	struct err err;                 /* err.code != ERR_NONE: the request failed */
 	struct json *problems;          /* owned array of sentences with ERR_REFUSED, or NULL */
 };

@@ -10,6 +10,7 @@
 
 #include "common/alloc.h"
 #include "server/engine_complete.h"
+#include "server/plan_time.h"
 
 /* --- what was handed in ------------------------------------------------------- */
 
@@ -187,7 +188,8 @@ static int finish_task(struct tx *tx, struct task_ref *t, const struct job_ref *
 	if (checkpoints_drop(tx, t->pk, t->pk, err) != 0)
 		return -1;
 	if (graph_unblock(tx, t, err) != 0 || graph_release_inputs(tx, t, err) != 0 ||
-	    store_exec(tx->db, SQL_WORKER_DONE, err, sql_i(w->pk)) < 0)
+	    store_exec(tx->db, SQL_WORKER_DONE, err, sql_i(w->pk)) < 0 ||
+	    store_exec(tx->db, SQL_RATE_ADD, err, sql_i(w->pk), sql_i(t->pk), sql_i(PLAN_WORK_LEAST)) < 0)
 		return -1;
 	if ((t->kind == KIND_QUANTIZE || t->kind == KIND_DISTILL || t->kind == KIND_EVALUATE ||
 	     t->kind == KIND_ASSEMBLE) &&

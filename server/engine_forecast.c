@@ -3,7 +3,7 @@
 
 #include "server/engine_submit.h"
 
-enum { TASKS_LOOKED_AT = 20000, WORK_LEAST = 1000 }; /* small tasks tell of overheads, not of speed */
+enum { TASKS_LOOKED_AT = 20000 };
 
 /* Nobody is there yet: one worker with this machine's cores, which is what `quarry quantize` would start. */
 static int64_t cores(void)
@@ -29,7 +29,7 @@ static int read_workers(struct store *db, int64_t live_since, int64_t *workers, 
 static int read_history(struct store *db, int64_t live_since, struct plan_history *history, struct err *err)
 {
 	struct query *q = store_select(db, SQL_KIND_SPEEDS, err, sql_i(live_since), sql_i(TASKS_LOOKED_AT),
-				       sql_i(WORK_LEAST));
+				       sql_i(PLAN_WORK_LEAST));
 	int more;
 
 	while ((more = query_next(q, err)) == 1) {

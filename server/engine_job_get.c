@@ -167,6 +167,9 @@ static struct json *attempts_json(struct tx *tx, int64_t task, struct err *err)
 		rc = json_set_string(o, "worker", query_text(q, 0)) | json_set_string(o, "error", query_text(q, 1)) |
 		     json_set_string(o, "detail", query_text(q, 2)) | json_set_string(o, "log", query_text(q, 3)) |
 		     json_set_int(o, "ended_ms", query_int(q, 4));
+		if (!query_is_null(q, 5))
+			rc |= json_set_string(o, "backend", query_text(q, 5)) |
+			      json_set_string(o, "identity", query_text(q, 6));
 		rc |= json_push(list, o);
 	}
 	query_done(q);

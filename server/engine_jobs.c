@@ -89,7 +89,7 @@ static int reopen_tasks(struct tx *tx, const struct job_ref *job, struct err *er
 				  .state = query_int(q, 2), .epoch = query_int(q, 3) },
 			.deps = query_int(q, 4) };
 	query_done(q);
-	rc = more < 0 || store_exec(tx->db, SQL_ATTEMPTS_REMOVE, err, sql_i(job->first_task), sql_i(end)) < 0 ? -1 : 0;
+	rc = more < 0 || store_exec(tx->db, SQL_ATTEMPTS_FORGET, err, sql_i(job->first_task), sql_i(end)) < 0 ? -1 : 0;
 	for (size_t i = 0; rc == 0 && i < count; i++) {
 		struct task_change c = { .to = list[i].deps == 0 ? TASK_READY : TASK_BLOCKED, .now_ms = tx->now_ms };
 

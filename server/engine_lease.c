@@ -8,7 +8,10 @@
 #include "server/engine_internal.h"
 #include "server/schedule.h"
 
-enum { HAVE_MAX = 64, NOTE_MAX = 200, LOG_MAX = 16 * 1024 };
+enum {
+	HAVE_MAX = 64, NOTE_MAX = 200, LOG_MAX = 16 * 1024,
+	LOSSES_FREE = 2,        /* devices lost over a task before that is held against the task */
+};
 
 /* --- handing out -------------------------------------------------------------- */
 
@@ -129,7 +132,7 @@ static int nothing_to_lease(struct engine_reply *reply, bool drain)
 int verb_lease(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
 {
 	const struct engine_config *config = &tx->e->config;
-	struct schedule_request want = { .live_since_ms = tx->now_ms - config->lease_ms };
+	struct schedule_request want = { .live_since_ms = tx->now_ms - config->lease_ms, .now_ms = tx->now_ms };
 	struct task_change change = { .to = TASK_LEASED, .now_ms = tx->now_ms,
 				      .deadline_ms = tx->now_ms + config->accept_ms };
 	const char *have[HAVE_MAX];
@@ -146,7 +149,7 @@ int verb_lease(struct tx *tx, const struct engine_request *r, struct engine_repl
 		return nothing_to_lease(reply, true);
 	want.worker = change.worker = w.pk;
 	want.have = have;
-	found = schedule_pick(tx->db, &want, &t, &reply->err);
+	found = schedule_pick(tx->db, &want, &t, &reply->left, &reply->err);
 	if (found < 0)
 		return -1;
 	if (found == 0)
@@ -254,9 +257,9 @@ int lease_end(struct tx *tx, struct task_ref *t, const char *error, const char *
 
 	if (job_load(tx->db, t->job, &job, err) != 0)
 		return -1;
-	if (counted && (store_exec(tx->db, SQL_ATTEMPT_ADD, err, sql_i(t->pk), sql_i(t->epoch), sql_i(t->worker),
-				   sql_i(tx->now_ms), sql_t(error), sql_t(detail), sql_t(log)) < 0 ||
-			store_exec(tx->db, SQL_WORKER_FAILED, err, sql_i(t->worker)) < 0))
+	if (store_exec(tx->db, SQL_ATTEMPT_ADD, err, sql_i(t->pk), sql_i(t->epoch), sql_i(t->worker), sql_i(tx->now_ms),
+		       sql_t(error), sql_t(detail), sql_t(log), sql_i(counted)) < 0 ||
+	    (counted && store_exec(tx->db, SQL_WORKER_FAILED, err, sql_i(t->worker)) < 0))
 		return -1;
 	if (job_event(tx, t->job, "task", err, "%s %" PRId64 ": %s: %s", task_kind_name(t->kind),
 		      t->pk - job.first_task, error, detail) != 0 ||
@@ -276,10 +279,24 @@ static bool is_fatal(enum err_code code)
 	       code == ERR_NUMERIC;
 }
 
+/* What the worker says of an error: *name is one of ours. `log` ends at most LOG_MAX before its end, which says most. */
+static void read_error(const struct json *body, const char **name, char detail[ERR_TEXT_MAX], const char **log)
+{
+	const struct json *error = json_get(body, "error");
+
+	*name = err_name(err_from_name(json_get_string(error, "name", "internal")));
+	copy_text(detail, ERR_TEXT_MAX, json_get_string(error, "detail", "the worker gave no reason"));
+	*log = json_get_string(body, "log", "");
+	if (strlen(*log) > LOG_MAX) {
+		*log += strlen(*log) - LOG_MAX;
+		while (((unsigned char)**log & 0xc0) == 0x80)
+			(*log)++;
+	}
+}
+
 int verb_fail(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
 {
-	const struct json *error = json_get(r->body, "error");
-	const char *name = json_get_string(error, "name", "internal"), *log = json_get_string(r->body, "log", "");
+	const char *name, *log;
 	char detail[ERR_TEXT_MAX];
 	struct worker_ref w;
 	struct task_ref t;
@@ -287,17 +304,25 @@ int verb_fail(struct tx *tx, const struct engine_request *r, struct engine_reply
 
 	if (lease_held(tx, r, &w, &t, &job, &reply->err) != 0)
 		return -1;
-	copy_text(detail, sizeof(detail), json_get_string(error, "detail", "the worker gave no reason"));
-	if (strlen(log) > LOG_MAX) { /* the end says most */
-		log += strlen(log) - LOG_MAX;
-		while (((unsigned char)*log & 0xc0) == 0x80)
-			log++;
-	}
-	if (lease_end(tx, &t, err_name(err_from_name(name)), detail, log, true, is_fatal(err_from_name(name)),
-		      &reply->err) != 0 ||
+	read_error(r->body, &name, detail, &log);
+	if (lease_end(tx, &t, name, detail, log, true, is_fatal(err_from_name(name)), &reply->err) != 0 ||
 	    effects_wake(tx->fx, WAKE_WORKER, w.id, &reply->err) != 0)
 		return -1;
 	return reply_object(reply);
+}
+
+/* Given back with an error: something happened to the worker, its device was lost. Once or twice that is no fault of the
+ * task; then it is the task that breaks devices, and it counts. */
+static int end_broken(struct tx *tx, struct task_ref *t, const struct json *body, struct err *err)
+{
+	const char *name, *log;
+	char detail[ERR_TEXT_MAX];
+	int64_t before = 0;
+
+	read_error(body, &name, detail, &log);
+	if (store_get_int(tx->db, SQL_ATTEMPTS_LOST, &before, err, sql_i(t->pk), sql_t(name)) < 0)
+		return -1;
+	return lease_end(tx, t, name, detail, log, before >= LOSSES_FREE, false, err);
 }
 
 int verb_release(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
@@ -306,12 +331,14 @@ int verb_release(struct tx *tx, const struct engine_request *r, struct engine_re
 	struct task_ref t;
 	struct job_ref job;
 	char reason[NOTE_MAX];
+	int rc;
 
 	if (lease_held(tx, r, &w, &t, &job, &reply->err) != 0)
 		return -1;
 	copy_text(reason, sizeof(reason), json_get_string(r->body, "reason", "given back"));
-	if (lease_end(tx, &t, "released", reason, "", false, false, &reply->err) != 0 ||
-	    effects_wake(tx->fx, WAKE_WORKER, w.id, &reply->err) != 0)
+	rc = json_get(r->body, "error") ? end_broken(tx, &t, r->body, &reply->err)
+					: lease_end(tx, &t, "released", reason, "", false, false, &reply->err);
+	if (rc != 0 || effects_wake(tx->fx, WAKE_WORKER, w.id, &reply->err) != 0)
 		return -1;
 	return reply_object(reply);
 }

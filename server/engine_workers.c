@@ -2,7 +2,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/alloc.h"
 #include "server/engine_internal.h"
+
+enum { DEVICE_TEXT_MAX = 100 };
+
+/* What makes a worker as fast as it is. */
+struct worker_facts { const char *backend, *identity; char *device; int64_t threads; };
 
 static int worker_fields(struct query *q, struct worker_ref *w, struct err *err)
 {
@@ -47,21 +53,77 @@ static int check_registration(const struct json *body, const char **name, struct
 	return 0;
 }
 
+/* Its device as it is stored, to be freed with mem_free(): the members that are known, in one order. *out NULL: none. */
+static int read_device(const struct json *body, char **out, struct err *err)
+{
+	const struct json *d = json_get(body, "device");
+	const char *name = json_get_string(d, "name", ""), *driver = json_get_string(d, "driver", "");
+	struct json *o;
+	int64_t number, clock_mhz, bytes;
+	int rc;
+
+	*out = NULL;
+	if (!d || json_type(d) == JSON_NULL)
+		return 0;
+	if (json_type(d) != JSON_OBJECT || strlen(name) > DEVICE_TEXT_MAX || strlen(driver) > DEVICE_TEXT_MAX ||
+	    json_require_int(d, "number", 0, 1 << 20, &number, err) != 0 ||
+	    json_require_int(d, "clock_mhz", 0, 1 << 30, &clock_mhz, err) != 0 ||
+	    json_require_int(d, "memory_bytes", 0, INT64_C(1) << 53, &bytes, err) != 0)
+		return err_set(err, ERR_INVALID, "\"device\" of a worker must be null or {\"number\",\"name\",\"driver\","
+			       "\"clock_mhz\",\"memory_bytes\"}, with texts of at most %d bytes", DEVICE_TEXT_MAX);
+	o = json_new_object();
+	rc = json_set_int(o, "number", number) | json_set_string(o, "name", name) |
+	     json_set_string(o, "driver", driver) | json_set_int(o, "clock_mhz", clock_mhz) |
+	     json_set_int(o, "memory_bytes", bytes);
+	if (rc == 0)
+		*out = json_print(o, false);
+	json_free(o);
+	return *out ? 0 : err_set_nomem(err, "a worker");
+}
+
+/* How fast it was tells nothing once it computes with something else. */
+static int forget_rates(struct tx *tx, const char *subject, const char *name, const struct worker_facts *f,
+			struct err *err)
+{
+	int64_t one;
+	int same = store_get_int(tx->db, SQL_WORKER_SAME, &one, err, sql_t(subject), sql_t(name), sql_t(f->backend),
+				 sql_t(f->identity), sql_i(f->threads), sql_t(f->device));
+
+	if (same != 0)
+		return same < 0 ? -1 : 0;
+	return store_exec(tx->db, SQL_RATES_REMOVE, err, sql_t(subject), sql_t(name)) < 0 ? -1 : 0;
+}
+
+static int store_worker(struct tx *tx, const struct engine_request *r, const char *id, const char *name,
+			const struct worker_facts *f, struct err *err)
+{
+	const struct json *b = r->body;
+
+	if (forget_rates(tx, r->subject, name, f, err) != 0 ||
+	    store_exec(tx->db, SQL_BACKEND_ADD, err, sql_t(f->backend), sql_t(f->identity)) < 0 ||
+	    store_exec(tx->db, SQL_WORKER_ADD, err, sql_t(id), sql_t(r->subject), sql_t(name), sql_t(f->backend),
+		       sql_t(f->identity), sql_t(json_get_string(b, "version", "")), sql_i(f->threads),
+		       sql_i(json_get_int(b, "memory_bytes", 0)), sql_i(json_get_bool(b, "sees_paths", false)),
+		       sql_i(tx->now_ms), sql_t(f->device)) < 0)
+		return -1;
+	return 0;
+}
+
 int verb_worker_add(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
 {
 	const struct json *b = r->body;
+	struct worker_facts f = { .backend = json_get_string(b, "backend", "cpu"),
+				  .identity = json_get_string(b, "identity", ""),
+				  .threads = json_get_int(b, "threads", 1) };
 	char id[ID_MAX];
 	const char *name;
 	struct query *q;
 	int rc;
 
-	if (check_registration(b, &name, &reply->err) != 0 ||
-	    engine_new_id(tx->e, "w_", id, &reply->err) != 0 ||
-	    store_exec(tx->db, SQL_WORKER_ADD, &reply->err, sql_t(id), sql_t(r->subject), sql_t(name),
-		       sql_t(json_get_string(b, "backend", "cpu")), sql_t(json_get_string(b, "identity", "")),
-		       sql_t(json_get_string(b, "version", "")), sql_i(json_get_int(b, "threads", 1)),
-		       sql_i(json_get_int(b, "memory_bytes", 0)), sql_i(json_get_bool(b, "sees_paths", false)),
-		       sql_i(tx->now_ms)) < 0)
+	rc = check_registration(b, &name, &reply->err) == 0 && read_device(b, &f.device, &reply->err) == 0 &&
+	     engine_new_id(tx->e, "w_", id, &reply->err) == 0 ? store_worker(tx, r, id, name, &f, &reply->err) : -1;
+	mem_free(f.device);
+	if (rc != 0)
 		return -1;
 	q = store_select(tx->db, SQL_WORKER_ID_OF, &reply->err, sql_t(r->subject), sql_t(name));
 	rc = query_next(q, &reply->err);
@@ -138,6 +200,11 @@ static const char *worker_state(struct tx *tx, int64_t last_seen_ms, bool draini
 	return busy ? "busy" : "idle";
 }
 
+static struct json *device_json(struct query *q, int column)
+{
+	return query_is_null(q, column) ? json_new_null() : json_parse_stored(query_text(q, column), NULL);
+}
+
 struct worker_row {
 	int64_t pk;
 	struct json *json;
@@ -157,6 +224,8 @@ static int read_row(struct tx *tx, struct query *q, struct worker_row *row)
 		 json_set_int(o, "registered_ms", query_int(q, 10)) |
 		 json_set_int(o, "last_seen_ms", query_int(q, 11)) | json_set_int(o, "done", query_int(q, 12)) |
 		 json_set_int(o, "failed", query_int(q, 13));
+
+	rc |= json_set(o, "device", device_json(q, 15));
 
 	*row = (struct worker_row){ query_int(q, 0), o };
 	return rc;

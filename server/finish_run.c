@@ -3,8 +3,9 @@
 
 #include "server/engine_distill.h"
 #include "server/finish.h"
+#include "server/finish_backends.h"
 
-struct kind_stats { int64_t tasks; double wall_ms, cpu_ms, peak_rss_bytes; };
+struct kind_stats { int64_t tasks; double wall_ms, cpu_ms, peak_rss_bytes; struct json *backends; };
 
 /* One line per worker name; the last task's description of it wins. */
 static int note_worker(struct json *workers, const char *name, const struct json *stats)
@@ -28,6 +29,9 @@ static int note_task(struct kind_stats *k, struct json *workers, struct query *q
 	double peak = json_get_number(stats, "peak_rss_bytes", 0);
 	int rc = stats ? note_worker(workers, query_text(q, 3), stats) : -1;
 
+	if (!k->backends)
+		k->backends = json_new_array();
+	rc |= backends_note(k->backends, stats);
 	k->tasks++;
 	k->wall_ms += json_get_number(stats, "wall_ms", query_real(q, 1));
 	k->cpu_ms += json_get_number(stats, "cpu_ms", 0);
@@ -36,7 +40,8 @@ static int note_task(struct kind_stats *k, struct json *workers, struct query *q
 	return rc;
 }
 
-static struct json *kinds_json(const struct kind_stats kinds[KIND_COUNT])
+/* Takes the lists of backends. */
+static struct json *kinds_json(struct kind_stats kinds[KIND_COUNT])
 {
 	struct json *all = json_new_object();
 	int rc = 0;
@@ -51,6 +56,8 @@ static struct json *kinds_json(const struct kind_stats kinds[KIND_COUNT])
 		rc |= json_set_int(o, "tasks", kinds[k].tasks) | json_set_number(o, "wall_ms", kinds[k].wall_ms) |
 		      json_set_number(o, "cpu_ms", kinds[k].cpu_ms) |
 		      json_set_number(o, "peak_rss_bytes", kinds[k].peak_rss_bytes);
+		rc |= json_set(o, "backends", kinds[k].backends);
+		kinds[k].backends = NULL;
 		rc |= json_set(all, task_kind_name(k), o);
 	}
 	if (rc == 0)
@@ -133,6 +140,9 @@ struct json *finish_run(struct store *db, const struct job_ref *job, int64_t now
 	      json_set_int(o, "wall_ms", now_ms - job->started_ms) | json_set_number(o, "peak_rss_bytes", peak);
 	rc |= json_set(o, "kinds", kinds_json(kinds));
 	rc |= json_set(o, "workers", workers);
+	for (int k = 0; k < KIND_COUNT; k++)
+		json_free(kinds[k].backends);
+	rc |= json_set(o, "warnings", rc == 0 ? backends_warnings(db, job, err) : NULL);
 	if (rc == 0 && add_seconds(db, job, now_ms, o, err) == 0 && add_resumed(db, job, o, err) == 0)
 		return o;
 	json_free(o);

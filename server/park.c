@@ -147,12 +147,12 @@ void park_changed(struct park *p, enum park_kind kind, const char *id)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void park_lease_tried(struct park *p, bool got_task)
+void park_lease_tried(struct park *p, enum park_try what)
 {
 	pthread_mutex_lock(&p->lock);
-	if (got_task)
+	if (what == LEASE_TAKEN)
 		wake_leases(p, LEASE_WAVE);
-	else if (p->misses_left > 0 && p->misses_left--)
+	else if (what == LEASE_LEFT || (p->misses_left > 0 && p->misses_left--))
 		wake_leases(p, 1);
 	pthread_mutex_unlock(&p->lock);
 }

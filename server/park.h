@@ -8,7 +8,8 @@
  * that generation; if a change came in between, park_add() refuses and the caller looks again.
  *
  * Leases do not stampede: a change wakes LEASE_WAVE of them, each that got a task wakes as many more, each
- * that got none wakes one more, at most LEASE_MISSES times a change.
+ * that got none wakes one more, at most LEASE_MISSES times a change; those that left what there is to faster workers wake one
+ * more each, so that these hear of it.
  * Thread-safe. park_changed() may be called from the engine's writer thread: it does not block.
  */
 #ifndef QUARRY_SERVER_PARK_H
@@ -22,6 +23,7 @@
 enum { LEASE_WAVE = 2, LEASE_MISSES = 8 };
 
 enum park_kind { PARK_LEASE, PARK_JOB };
+enum park_try { LEASE_TAKEN, LEASE_LEFT, LEASE_MISSED };
 
 /* Embedded in the request; private. */
 struct park_slot {
@@ -48,7 +50,7 @@ enum park_result park_add(struct park *p, struct park_slot *slot, struct http_ex
 /* Tasks may be leasable (PARK_LEASE), or job `id` changed. */
 void park_changed(struct park *p, enum park_kind kind, const char *id);
 /* A lease request came back from the engine. */
-void park_lease_tried(struct park *p, bool got_task);
+void park_lease_tried(struct park *p, enum park_try what);
 /* Wakes those past their deadline or without a client. */
 void park_tick(struct park *p, int64_t now_ms, bool check_peers);
 /* Wakes all; nothing parks any more. */

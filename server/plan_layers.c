@@ -10,11 +10,11 @@
 
 static const double damp = 0.01; /* of the mean diagonal of H */
 
-/* As many sequences as fit 32 MiB of hidden states, 1 to 16. */
+/* As many sequences as fit 256 MiB of hidden states, 1 to 16: a task reads a layer of the model for them. */
 static int64_t sequences_per_shard(const struct plan_request *r)
 {
 	uint64_t one = plan_hidden_shard_bytes(r, 1);
-	uint64_t fit = (32u << 20) / one;
+	uint64_t fit = (256u << 20) / one;
 
 	return fit < 1 ? 1 : fit > 16 ? 16 : (int64_t)fit;
 }

@@ -20,6 +20,8 @@ struct plan_fleet {
 extern const double plan_default_rate[KIND_COUNT];
 /* What every task takes beside its work: lease, inputs, outputs. */
 extern const double plan_task_seconds;
+/* A task with less work tells of overheads, not of speed. */
+enum { PLAN_WORK_LEAST = 1000 };
 
 /* What the workers have done: work and busy seconds per kind, 0 = nothing. A kind that was not measured gets its default
  * rate, made faster or slower as the measured kinds are. */

@@ -27,7 +27,7 @@ static void lease_try(struct request *r)
 {
 	if (r->call && (request_now_ms(r) >= r->until_ms || atomic_load(&r->app->stopping) ||
 			http_peer_gone(r->x))) {
-		park_lease_tried(r->app->park, false); /* pass the wake on */
+		park_lease_tried(r->app->park, LEASE_MISSED); /* pass the wake on */
 		lease_nothing(r, false);
 		return;
 	}
@@ -47,7 +47,8 @@ static void lease_done(struct request *r)
 	const struct engine_reply *reply = &r->call->reply;
 	const bool failed = reply->err.code != ERR_NONE;
 
-	park_lease_tried(r->app->park, !failed && reply->status == 200);
+	park_lease_tried(r->app->park, !failed && reply->status == 200 ? LEASE_TAKEN :
+				       reply->left ? LEASE_LEFT : LEASE_MISSED);
 	if (failed || !reply->wait) {
 		reply_engine(r->x, reply);
 		if (!failed && reply->drain)

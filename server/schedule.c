@@ -2,13 +2,14 @@
  *
  * Ready tasks are walked in groups (rank, job) along one index, so the cost grows with the jobs that have
  * ready tasks of the best rank and not with the number of tasks. Within the best rank: a task most of whose input
- * bytes the worker has, then the tenant with the fewest leases, then age.
+ * bytes the worker has, then the tenant with the fewest leases, then age. A task that faster workers finish sooner is
+ * left to them (late.h), and with it its group.
  */
 #include "server/schedule.h"
 
-#include <stdbool.h>
 #include <string.h>
 
+#include "server/late_view.h"
 #include "server/store.h"
 
 enum { GROUPS_MAX = 512, AFFINE_MAX = 64 };
@@ -17,6 +18,16 @@ enum { GROUPS_MAX = 512, AFFINE_MAX = 64 };
 struct candidate {
 	struct task_ref task;
 	int64_t layer, rank, tenant_leased, first_quantize;
+	double work;
+};
+
+/* One pick. */
+struct pick {
+	struct store *db;
+	const struct schedule_request *r;
+	struct late_fleet *fleet;       /* NULL until it is needed */
+	bool left;
+	struct err *err;
 };
 
 static void read_candidate(struct query *q, struct candidate *c)
@@ -25,39 +36,57 @@ static void read_candidate(struct query *q, struct candidate *c)
 				     .state = TASK_READY, .epoch = query_int(q, 3), .attempts = query_int(q, 4) };
 	c->layer = query_int(q, 5);
 	c->rank = query_int(q, 6);
+	c->work = query_real(q, 7);
 }
 
 /* A worker that failed a task is passed over while another live one has not. */
-static int passed_over(struct store *db, const struct schedule_request *r, const struct task_ref *t,
-		       struct err *err)
+static int passed_over(struct pick *p, const struct task_ref *t)
 {
+	const struct schedule_request *r = p->r;
 	int64_t one;
 	int failed;
 
 	if (t->attempts == 0)
 		return 0;
-	failed = store_get_int(db, SQL_ATTEMPT_BY, &one, err, sql_i(t->pk), sql_i(r->worker));
+	failed = store_get_int(p->db, SQL_ATTEMPT_BY, &one, p->err, sql_i(t->pk), sql_i(r->worker));
 	if (failed != 1)
 		return failed;
-	return store_get_int(db, SQL_WORKER_OTHER, &one, err, sql_i(t->pk), sql_i(r->worker),
+	return store_get_int(p->db, SQL_WORKER_OTHER, &one, p->err, sql_i(t->pk), sql_i(r->worker),
 			     sql_i(r->live_since_ms));
 }
 
-/* To bound the disk for hidden states, capture(l) waits while a quantize below l - 2 is ready. */
-static int capture_waits(struct store *db, const struct candidate *c, struct err *err)
+/* Capture(l) waits while a quantize of layer l or below is ready: that bounds the disk for hidden states, and a
+ * worker that does both one after the other reads the layer once. Not for one that failed: this worker may be the
+ * one that cannot do it. */
+static int capture_waits(struct pick *p, const struct candidate *c)
 {
 	int64_t one;
 
-	if (c->task.kind != KIND_CAPTURE || c->first_quantize == 0 || c->layer < 3)
+	if (c->task.kind != KIND_CAPTURE || c->first_quantize == 0)
 		return 0;
-	return store_get_int(db, SQL_READY_BETWEEN, &one, err, sql_i(c->first_quantize),
-			     sql_i(c->first_quantize + c->layer - 3));
+	return store_get_int(p->db, SQL_READY_BETWEEN, &one, p->err, sql_i(c->first_quantize),
+			     sql_i(c->first_quantize + c->layer));
 }
 
-static int load_job(struct store *db, struct candidate *c, struct err *err)
+/* Faster workers finish it sooner. Not once it failed: they may be the ones that cannot do it. */
+static int left_to_others(struct pick *p, const struct candidate *c)
 {
-	struct query *q = store_select(db, SQL_JOB_FAIRNESS, err, sql_i(c->task.job));
-	int found = query_next(q, err);
+	const struct schedule_request *r = p->r;
+	int left;
+
+	if (c->task.attempts > 0)
+		return 0;
+	if (!p->fleet)
+		p->fleet = late_fleet_read(p->db, r->worker, r->live_since_ms, r->now_ms, p->err);
+	left = p->fleet ? late_fleet_leaves(p->fleet, c->task.kind, c->work, p->err) : -1;
+	p->left |= left == 1;
+	return left;
+}
+
+static int load_job(struct pick *p, struct candidate *c)
+{
+	struct query *q = store_select(p->db, SQL_JOB_FAIRNESS, p->err, sql_i(c->task.job));
+	int found = query_next(q, p->err);
 
 	if (found == 1) {
 		c->first_quantize = query_int(q, 0);
@@ -67,33 +96,41 @@ static int load_job(struct store *db, struct candidate *c, struct err *err)
 	return found < 0 ? -1 : 0;
 }
 
-/* First task of the group that this worker may have: 1, 0 or -1. */
-static int pick_in_group(struct store *db, const struct schedule_request *r, int64_t rank, int64_t job,
-			 struct candidate *c, struct err *err)
+/* The reasons to hold back a task that the worker may have: 1, 0 or -1. Fills in what decides between groups. */
+static int held_back(struct pick *p, struct candidate *c)
 {
-	struct query *q = store_select(db, SQL_READY_IN_GROUP, err, sql_i(rank), sql_i(job));
+	int held;
+
+	if (load_job(p, c) != 0)
+		return -1;
+	held = capture_waits(p, c);
+	return held == 0 ? left_to_others(p, c) : held;
+}
+
+/* First task of the group that this worker may have: 1, 0 or -1. */
+static int pick_in_group(struct pick *p, int64_t rank, int64_t job, struct candidate *c)
+{
+	struct query *q = store_select(p->db, SQL_READY_IN_GROUP, p->err, sql_i(rank), sql_i(job));
 	int more, passed = 1;
 
-	while ((more = query_next(q, err)) == 1 && passed == 1) {
+	while ((more = query_next(q, p->err)) == 1 && passed == 1) {
 		read_candidate(q, c);
-		passed = passed_over(db, r, &c->task, err);
+		passed = passed_over(p, &c->task);
 		if (passed == 0)
 			break;
 	}
 	query_done(q);
 	if (more != 1 || passed != 0)
 		return more < 0 || passed < 0 ? -1 : 0;
-	if (load_job(db, c, err) != 0)
-		return -1;
-	passed = capture_waits(db, c, err);
+	passed = held_back(p, c);
 	return passed < 0 ? -1 : !passed;
 }
 
 /* The next group after (rank, job) that has ready tasks. */
-static int next_group(struct store *db, int64_t *rank, int64_t *job, struct err *err)
+static int next_group(struct pick *p, int64_t *rank, int64_t *job)
 {
-	struct query *q = store_select(db, SQL_READY_NEXT_GROUP, err, sql_i(*rank), sql_i(*job));
-	int found = query_next(q, err);
+	struct query *q = store_select(p->db, SQL_READY_NEXT_GROUP, p->err, sql_i(*rank), sql_i(*job));
+	int found = query_next(q, p->err);
 
 	if (found == 1) {
 		*rank = query_int(q, 0);
@@ -110,21 +147,20 @@ static bool fairer(const struct candidate *a, const struct candidate *b)
 	return a->task.pk < b->task.pk;
 }
 
-static int pick_by_fairness(struct store *db, const struct schedule_request *r, struct candidate *best,
-			    struct err *err)
+static int pick_by_fairness(struct pick *p, struct candidate *best)
 {
 	int64_t rank = -1, job = -1;
 	bool found = false;
 
 	for (int n = 0; n < GROUPS_MAX; n++) {
 		struct candidate c;
-		int rc = next_group(db, &rank, &job, err);
+		int rc = next_group(p, &rank, &job);
 
 		if (rc < 0)
 			return -1;
 		if (rc == 0 || (found && rank != best->rank))
 			break;
-		rc = pick_in_group(db, r, rank, job, &c, err);
+		rc = pick_in_group(p, rank, job, &c);
 		if (rc < 0)
 			return -1;
 		if (rc == 1 && (!found || fairer(&c, best)))
@@ -145,17 +181,17 @@ static bool worker_has(const struct schedule_request *r, const char *sha256)
 }
 
 /* true when more than half of the task's input bytes are there already. */
-static int mostly_there(struct store *db, const struct schedule_request *r, int64_t task, struct err *err)
+static int mostly_there(struct pick *p, int64_t task)
 {
-	struct query *q = store_select(db, SQL_TASK_INPUTS, err, sql_i(task));
+	struct query *q = store_select(p->db, SQL_TASK_INPUTS, p->err, sql_i(task));
 	int64_t total = 0, there = 0;
 	int more;
 
-	while ((more = query_next(q, err)) == 1) {
+	while ((more = query_next(q, p->err)) == 1) {
 		int64_t bytes = query_int(q, 2);
 
 		total += bytes;
-		if (worker_has(r, query_text(q, 1)))
+		if (worker_has(p->r, query_text(q, 1)))
 			there += bytes;
 	}
 	query_done(q);
@@ -163,42 +199,40 @@ static int mostly_there(struct store *db, const struct schedule_request *r, int6
 }
 
 /* Ready tasks of this rank that read the blob. */
-static int readers_of(struct store *db, const char *sha256, int64_t rank, struct candidate out[AFFINE_MAX],
-		      size_t *count, struct err *err)
+static int readers_of(struct pick *p, const char *sha256, int64_t rank, struct candidate out[AFFINE_MAX],
+		      size_t *count)
 {
-	struct query *q = store_select(db, SQL_READY_READERS, err, sql_t(sha256), sql_i(rank));
+	struct query *q = store_select(p->db, SQL_READY_READERS, p->err, sql_t(sha256), sql_i(rank));
 	int more;
 
-	while ((more = query_next(q, err)) == 1 && *count < AFFINE_MAX)
+	while ((more = query_next(q, p->err)) == 1 && *count < AFFINE_MAX)
 		read_candidate(q, &out[(*count)++]);
 	query_done(q);
 	return more < 0 ? -1 : 0;
 }
 
 /* 1: *best replaced by a task whose inputs the worker has. */
-static int prefer_affine(struct store *db, const struct schedule_request *r, struct candidate *best,
-			 struct err *err)
+static int prefer_affine(struct pick *p, struct candidate *best)
 {
+	const struct schedule_request *r = p->r;
 	struct candidate found[AFFINE_MAX];
 	size_t count = 0;
 	bool chosen = false;
 	int64_t rank = best->rank;
 
 	for (size_t i = 0; i < r->have_count && count < AFFINE_MAX; i++)
-		if (readers_of(db, r->have[i], rank, found, &count, err) != 0)
+		if (readers_of(p, r->have[i], rank, found, &count) != 0)
 			return -1;
 	for (size_t i = 0; i < count; i++) {
 		struct candidate *c = &found[i];
-		int there = mostly_there(db, r, c->task.pk, err);
-		int passed = there == 1 ? passed_over(db, r, &c->task, err) : 0;
+		int there = mostly_there(p, c->task.pk);
+		int passed = there == 1 ? passed_over(p, &c->task) : 0;
 
 		if (there < 0 || passed < 0)
 			return -1;
 		if (there == 0 || passed == 1)
 			continue;
-		if (load_job(db, c, err) != 0)
-			return -1;
-		passed = capture_waits(db, c, err);
+		passed = held_back(p, c);
 		if (passed < 0)
 			return -1;
 		if (passed == 0 && (!chosen || fairer(c, best))) {
@@ -209,14 +243,18 @@ static int prefer_affine(struct store *db, const struct schedule_request *r, str
 	return 0;
 }
 
-int schedule_pick(struct store *db, const struct schedule_request *r, struct task_ref *task, struct err *err)
+int schedule_pick(struct store *db, const struct schedule_request *r, struct task_ref *task, bool *left,
+		  struct err *err)
 {
+	struct pick p = { .db = db, .r = r, .err = err };
 	struct candidate best = { .rank = -1 };
-	int found = pick_by_fairness(db, r, &best, err);
+	int found = pick_by_fairness(&p, &best);
 
-	if (found == 1 && r->have_count > 0 && prefer_affine(db, r, &best, err) != 0)
-		return -1;
+	if (found == 1 && r->have_count > 0 && prefer_affine(&p, &best) != 0)
+		found = -1;
 	if (found == 1)
 		*task = best.task;
+	*left = p.left;
+	late_fleet_free(p.fleet);
 	return found;
 }

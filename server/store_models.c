@@ -71,12 +71,28 @@ const struct sql_text store_sql_models[] = {
 	  "IN (1, 2, 3, 5) LIMIT 1" },
 	{ SQL_DATASET_REMOVE,
 	  "DELETE FROM datasets WHERE pk = ?1" },
+	{ SQL_BACKEND_ADD,
+	  "INSERT INTO backends (backend, identity) VALUES (?1, ?2) ON CONFLICT DO NOTHING" },
 	{ SQL_WORKER_ADD,
 	  "INSERT INTO workers (id, subject, name, backend, identity, version, threads, memory_bytes, "
-	  "sees_paths, draining, registered_ms, last_seen_ms, done, failed) VALUES (?1, ?2, ?3, ?4, ?5, "
-	  "?6, ?7, ?8, ?9, 0, ?10, ?10, 0, 0) ON CONFLICT (subject, name) DO UPDATE SET backend = ?4, "
-	  "identity = ?5, version = ?6, threads = ?7, memory_bytes = ?8, sees_paths = ?9, draining = 0, "
-	  "last_seen_ms = ?10" },
+	  "sees_paths, draining, registered_ms, last_seen_ms, done, failed, device, computes) SELECT ?1, ?2, "
+	  "?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?10, 0, 0, ?11, b.pk FROM backends b WHERE b.backend = ?4 AND "
+	  "b.identity = ?5 ON CONFLICT (subject, name) DO UPDATE SET backend = ?4, identity = ?5, version = ?6, "
+	  "threads = ?7, memory_bytes = ?8, sees_paths = ?9, draining = 0, last_seen_ms = ?10, device = ?11, "
+	  "computes = excluded.computes" },
+	{ SQL_WORKER_SAME,
+	  "SELECT 1 FROM workers WHERE subject = ?1 AND name = ?2 AND backend = ?3 AND identity = ?4 AND "
+	  "threads = ?5 AND device IS ?6" },
+	{ SQL_RATE_ADD, /* a later lease of distill (8) did a part of the work only */
+	  "INSERT INTO worker_rates (worker, kind, work, seconds) SELECT ?1, t.kind, t.work, t.wall_ms / 1000.0 "
+	  "FROM tasks t WHERE t.pk = ?2 AND t.work >= ?3 AND t.wall_ms > 0 AND (t.kind <> 8 OR t.epoch = 1) ON "
+	  "CONFLICT (worker, kind) DO UPDATE SET work = 0.75 * work + excluded.work, seconds = 0.75 * seconds + "
+	  "excluded.seconds" },
+	{ SQL_RATES_REMOVE,
+	  "DELETE FROM worker_rates WHERE worker = (SELECT pk FROM workers WHERE subject = ?1 AND name = ?2)" },
+	{ SQL_RATES,
+	  "SELECT r.worker, r.kind, r.work, r.seconds FROM worker_rates r JOIN workers w ON w.pk = r.worker "
+	  "WHERE w.pk = ?1 OR (w.draining = 0 AND w.last_seen_ms >= ?2) ORDER BY r.worker, r.kind" },
 	{ SQL_WORKER_ID_OF,
 	  "SELECT id FROM workers WHERE subject = ?1 AND name = ?2" },
 	{ SQL_WORKER_OF,
@@ -84,7 +100,7 @@ const struct sql_text store_sql_models[] = {
 	  "subject = ?2" },
 	{ SQL_WORKER_OTHER,
 	  "SELECT 1 FROM workers w WHERE w.pk <> ?2 AND w.draining = 0 AND w.last_seen_ms >= ?3 AND NOT "
-	  "EXISTS (SELECT 1 FROM attempts a WHERE a.task = ?1 AND a.worker = w.pk) LIMIT 1" },
+	  "EXISTS (SELECT 1 FROM attempts a WHERE a.task = ?1 AND a.worker = w.pk AND a.counted = 1) LIMIT 1" },
 	{ SQL_WORKER_SEEN,
 	  "UPDATE workers SET last_seen_ms = ?2 WHERE pk = ?1" },
 	{ SQL_HOLDERS_SEEN,
@@ -98,11 +114,11 @@ const struct sql_text store_sql_models[] = {
 	{ SQL_WORKER_GET,
 	  "SELECT w.pk, w.id, w.name, w.backend, w.identity, w.version, w.threads, w.memory_bytes, "
 	  "w.sees_paths, w.draining, w.registered_ms, w.last_seen_ms, w.done, w.failed, (SELECT "
-	  "count(*) FROM tasks t WHERE t.state = 3 AND t.worker = w.pk) FROM workers w WHERE w.id = ?1" },
+	  "count(*) FROM tasks t WHERE t.state = 3 AND t.worker = w.pk), w.device FROM workers w WHERE w.id = ?1" },
 	{ SQL_WORKER_LIST,
 	  "SELECT w.pk, w.id, w.name, w.backend, w.identity, w.version, w.threads, w.memory_bytes, "
 	  "w.sees_paths, w.draining, w.registered_ms, w.last_seen_ms, w.done, w.failed, (SELECT "
-	  "count(*) FROM tasks t WHERE t.state = 3 AND t.worker = w.pk) FROM workers w WHERE w.pk < ?1 "
+	  "count(*) FROM tasks t WHERE t.state = 3 AND t.worker = w.pk), w.device FROM workers w WHERE w.pk < ?1 "
 	  "ORDER BY w.pk DESC LIMIT ?2" },
 	{ SQL_WORKER_UNACCEPTED,
 	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.leased_ms, j.id, j.first_task FROM tasks t "

@@ -96,15 +96,20 @@ enum sql {
 	SQL_READY_NEXT_GROUP,       /* (rank job) -> rank job */
 	SQL_READY_IN_GROUP,         /* (rank job) -> the columns of read_candidate() */
 	SQL_READY_READERS,          /* (sha256 rank) -> the same */
-	SQL_READY_BETWEEN,          /* (first last) -> 1 when one is ready */
+	SQL_READY_BETWEEN,          /* (first last) -> 1 when one is ready that has not failed yet */
 	SQL_ANY_READY,              /* -> 1 */
 	SQL_ANY_LAPSED,             /* (now) -> 1 */
 	SQL_LAPSED,                 /* (now limit) -> pk job kind epoch attempts accepted worker worker_name */
 	SQL_LEASES_REFRESH,         /* (deadline) */
-	SQL_ATTEMPT_ADD,            /* (task epoch worker now error detail log) */
-	SQL_ATTEMPT_BY,             /* (task worker) -> 1 */
-	SQL_ATTEMPTS,               /* (task) -> worker error detail log ended_ms */
-	SQL_ATTEMPTS_REMOVE,        /* (first last) */
+	SQL_ATTEMPT_ADD,            /* (task epoch worker now error detail log counted): if it counts or was accepted */
+	SQL_ATTEMPT_BY,             /* (task worker) -> 1, of those that count */
+	SQL_ATTEMPTS,               /* (task) -> worker error detail log ended_ms backend identity, of those that count */
+	SQL_ATTEMPTS_OF_JOB,        /* (first last) -> task kind layer worker error backend identity, and stats worker result of the
+	                               one that did it */
+	SQL_ATTEMPTS_LOST,          /* (task error) -> count of those that do not count */
+	SQL_ATTEMPTS_FORGET,        /* (first last): none of them counts for anything any more */
+	SQL_READY_WORK,             /* (limit) -> kind work, in the order of preference */
+	SQL_HELD_WORK,              /* (live_since) -> worker kind work progress leased_ms, by worker */
 	/* --- blobs, models, datasets, workers --- */
 	SQL_BLOB_ADD,               /* (sha256 bytes now) */
 	SQL_BLOB_BYTES,             /* (sha256) -> bytes */
@@ -130,7 +135,12 @@ enum sql {
 	SQL_DATASET_LIST,           /* (below limit) -> the same */
 	SQL_DATASET_IN_USE,         /* (dataset) -> a job that may still run */
 	SQL_DATASET_REMOVE,         /* (dataset) */
-	SQL_WORKER_ADD,             /* (id subject name backend identity version threads memory_bytes sees_paths now) */
+	SQL_BACKEND_ADD,            /* (backend identity) */
+	SQL_WORKER_ADD,             /* (id subject name backend identity version threads memory_bytes sees_paths now device) */
+	SQL_WORKER_SAME,            /* (subject name backend identity threads device) -> 1 when it was registered like that */
+	SQL_RATE_ADD,               /* (worker task least_work): what the DONE task tells of its worker, if anything */
+	SQL_RATES_REMOVE,           /* (subject name) */
+	SQL_RATES,                  /* (worker live_since) -> worker kind work seconds: its own, and those of live workers */
 	SQL_WORKER_ID_OF,           /* (subject name) -> id */
 	SQL_WORKER_OF,              /* (id subject) -> pk id name draining last_seen_ms memory_bytes */
 	SQL_WORKER_OTHER,           /* (task worker live_since) -> 1 when another live worker has not failed the task */

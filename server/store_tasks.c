@@ -26,7 +26,8 @@ const struct sql_text store_sql_tasks[] = {
 	  "ORDER BY i.ord" },
 	{ SQL_TASK_LEASE,
 	  "UPDATE tasks SET state = 3, epoch = epoch + 1, worker = ?3, deadline_ms = ?4, leased_ms = "
-	  "?5, accepted = 0, progress = 0, note = NULL WHERE pk = ?1 AND state = 2 AND epoch = ?2" },
+	  "?5, accepted = 0, progress = 0, note = NULL, computes = (SELECT w.computes FROM workers w WHERE "
+	  "w.pk = ?3) WHERE pk = ?1 AND state = 2 AND epoch = ?2" },
 	{ SQL_TASK_DONE,
 	  "UPDATE tasks SET state = 4, deadline_ms = NULL, progress = 1, wall_ms = ?3, note = NULL "
 	  "WHERE pk = ?1 AND state = 3 AND epoch = ?2" },
@@ -107,14 +108,14 @@ const struct sql_text store_sql_tasks[] = {
 	  "SELECT rank, job FROM tasks WHERE state = 2 AND (rank, job) >= (?1, ?2 + 1) ORDER BY rank, "
 	  "job LIMIT 1" },
 	{ SQL_READY_IN_GROUP,
-	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank FROM tasks t WHERE t.state "
+	  "SELECT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank, t.work FROM tasks t WHERE t.state "
 	  "= 2 AND t.rank = ?1 AND t.job = ?2 ORDER BY t.pk" },
 	{ SQL_READY_READERS,
-	  "SELECT DISTINCT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank FROM task_outputs "
+	  "SELECT DISTINCT t.pk, t.job, t.kind, t.epoch, t.attempts, t.layer, t.rank, t.work FROM task_outputs "
 	  "o CROSS JOIN task_inputs i ON i.from_task = o.task AND i.output = o.name CROSS JOIN tasks t "
 	  "ON t.pk = i.task WHERE o.sha256 = ?1 AND t.state = 2 AND t.rank = ?2 ORDER BY t.pk LIMIT 16" },
 	{ SQL_READY_BETWEEN,
-	  "SELECT 1 FROM tasks WHERE pk BETWEEN ?1 AND ?2 AND state + 0 = 2 LIMIT 1" },
+	  "SELECT 1 FROM tasks WHERE pk BETWEEN ?1 AND ?2 AND state + 0 = 2 AND attempts = 0 LIMIT 1" },
 	{ SQL_ANY_READY,
 	  "SELECT 1 FROM tasks WHERE state = 2 LIMIT 1" },
 	{ SQL_ANY_LAPSED,
@@ -126,14 +127,26 @@ const struct sql_text store_sql_tasks[] = {
 	{ SQL_LEASES_REFRESH,
 	  "UPDATE tasks SET deadline_ms = ?1 WHERE state = 3" },
 	{ SQL_ATTEMPT_ADD,
-	  "INSERT INTO attempts (task, epoch, worker, worker_name, ended_ms, error, detail, log) VALUES "
-	  "(?1, ?2, ?3, coalesce((SELECT name FROM workers WHERE pk = ?3), '?'), ?4, ?5, ?6, ?7)" },
+	  "INSERT INTO attempts (task, epoch, worker, worker_name, ended_ms, error, detail, log, computes, "
+	  "counted) SELECT ?1, ?2, ?3, coalesce((SELECT name FROM workers WHERE pk = ?3), '?'), ?4, ?5, ?6, "
+	  "?7, t.computes, ?8 FROM tasks t WHERE t.pk = ?1 AND (?8 = 1 OR t.accepted = 1)" },
 	{ SQL_ATTEMPT_BY,
-	  "SELECT 1 FROM attempts WHERE task = ?1 AND worker = ?2 LIMIT 1" },
+	  "SELECT 1 FROM attempts WHERE task = ?1 AND worker = ?2 AND counted = 1 LIMIT 1" },
 	{ SQL_ATTEMPTS,
-	  "SELECT worker_name, error, detail, log, ended_ms FROM attempts WHERE task = ?1 ORDER BY "
-	  "epoch" },
-	{ SQL_ATTEMPTS_REMOVE,
-	  "DELETE FROM attempts WHERE task BETWEEN ?1 AND ?2" },
+	  "SELECT a.worker_name, a.error, a.detail, a.log, a.ended_ms, b.backend, b.identity FROM attempts a "
+	  "LEFT JOIN backends b ON b.pk = a.computes WHERE a.task = ?1 AND a.counted = 1 ORDER BY a.epoch" },
+	{ SQL_ATTEMPTS_OF_JOB,
+	  "SELECT a.task, t.kind, t.layer, a.worker_name, a.error, b.backend, b.identity, r.stats, r.worker, "
+	  "r.result FROM attempts a JOIN tasks t ON t.pk = a.task JOIN task_results r ON r.task = a.task JOIN "
+	  "backends b ON b.pk = a.computes WHERE a.task BETWEEN ?1 AND ?2 ORDER BY a.task, a.epoch" },
+	{ SQL_ATTEMPTS_LOST,
+	  "SELECT count(*) FROM attempts WHERE task = ?1 AND error = ?2 AND counted = 0" },
+	{ SQL_ATTEMPTS_FORGET,
+	  "UPDATE attempts SET counted = -1 WHERE task BETWEEN ?1 AND ?2" },
+	{ SQL_READY_WORK,
+	  "SELECT kind, work FROM tasks WHERE state = 2 ORDER BY rank, job, pk LIMIT ?1" },
+	{ SQL_HELD_WORK,
+	  "SELECT t.worker, t.kind, t.work, t.progress, t.leased_ms FROM tasks t JOIN workers w ON w.pk = "
+	  "t.worker WHERE t.state = 3 AND w.draining = 0 AND w.last_seen_ms >= ?1 ORDER BY t.worker, t.pk" },
 	{ SQL_COUNT, NULL },
 };

@@ -89,8 +89,19 @@ static void begin_draining(struct agent *a)
 
 void agent_drain(struct agent *a)
 {
+	a->device_lost = false; /* it is to stop, not to start anew */
 	if (a->state == AGENT_SERVING)
 		log_info("the coordinator asks this worker to finish and stop");
+	begin_draining(a);
+}
+
+void agent_device_gone(struct agent *a, const struct err *why)
+{
+	if (a->state == AGENT_DRAINING || a->state == AGENT_STOPPED)
+		return;
+	log_error("the device was lost: %s", why->text);
+	a->device_lost = true;
+	a->loss = *why;
 	begin_draining(a);
 }
 
@@ -100,6 +111,7 @@ static void signal_caught(void *ctx)
 	bool orphaned = a->config.parent != 0 && getppid() != (pid_t)a->config.parent;
 
 	a->signals++;
+	a->device_lost = false;
 	if (a->hurry_since_ms < 0 && (a->signals > 1 || orphaned)) {
 		log_info("stopping at once");
 		a->hurry_since_ms = now_ms(a);
@@ -182,8 +194,8 @@ static struct client_call *send_registration(struct agent *a)
 	const struct agent_config *c = &a->config;
 	const struct wire_worker worker = {
 		.name = c->name, .backend = c->backend->name, .identity = compute_identity(a->compute),
-		.version = c->version, .threads = c->threads, .memory_bytes = c->memory_bytes,
-		.sees_paths = c->read_paths,
+		.version = c->version, .threads = c->compute.threads, .memory_bytes = c->memory_bytes,
+		.sees_paths = c->read_paths, .device = compute_device(a->compute),
 	};
 	char *body = wire_register(&worker);
 	const struct client_request rq = {
@@ -278,6 +290,7 @@ static struct decide_view view_of(const struct agent *a)
 	for (const struct hold *h = a->holds; h; h = h->next) {
 		view.held++;
 		view.busy += hold_is_busy(h);
+		view.parting += h->state == HOLD_FAILING || h->state == HOLD_RELEASING;
 		view.uploading += hold_is_uploading(h);
 	}
 	return view;
@@ -326,7 +339,7 @@ static void settle(void *ctx)
 	bury(a);
 	view = view_of(a);
 	if (a->state == AGENT_DRAINING) {
-		if (!a->worker ||
+		if (!a->worker || (a->device_lost && decide_start_anew(&view)) ||
 		    decide_stop(&view, away_ms, a->hurry_since_ms < 0 ? -1 : now_ms(a) - a->hurry_since_ms)) {
 			if (view.held > 0)
 				log_warn("%zu tasks or results stay in %s for the next start", view.held,
@@ -391,16 +404,29 @@ static int open_network(struct agent *a, struct err *err)
 	return loop_on_signal(a->loop, SIGINT, signal_caught, a, err);
 }
 
+static void log_backend(const struct agent *a)
+{
+	const struct backend_device *d = compute_device(a->compute);
+
+	log_info("computing with %s", compute_identity(a->compute));
+	if (d)
+		log_info("device %d: %s, %s, %d MHz, %.1f of %.1f GiB free", d->number, d->name, d->driver, d->clock_mhz,
+			 (double)d->memory_free / (1 << 30), (double)d->memory_bytes / (1 << 30));
+}
+
 static int start_compute(struct agent *a, struct err *err)
 {
 	const struct compute_config config = {
-		.backend = a->config.backend, .threads = a->config.threads, .work = a->config.work,
+		.backend = a->config.backend, .options = a->config.compute, .work = a->config.work,
 		.client = &a->config.client, .clock = a->config.clock, .read_paths = a->config.read_paths,
 		.checkpoint_ms = a->config.checkpoint_ms,
 	};
 
 	a->compute = compute_start(a->loop, &config, err);
-	return a->compute ? 0 : -1;
+	if (!a->compute)
+		return -1;
+	log_backend(a);
+	return 0;
 }
 
 struct agent *agent_new(const struct agent_config *config, struct err *err)
@@ -435,6 +461,12 @@ int agent_run(struct agent *a, struct err *err)
 		return 0;
 	*err = a->failure;
 	return -1;
+}
+
+bool agent_lost_device(const struct agent *a, struct err *why)
+{
+	*why = a->loss;
+	return a->device_lost;
 }
 
 bool agent_free(struct agent *a)

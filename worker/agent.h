@@ -29,7 +29,7 @@ struct agent_config {
 	const char *version;
 	const struct backend_ops *backend;
 	const struct clock *clock;
-	int threads;
+	struct backend_options compute; /* threads, device, its memory */
 	uint64_t memory_bytes, cache_bytes;
 	bool read_paths;                /* read checkpoints from local folders that match */
 	bool wait_for_server;           /* at the first registration */
@@ -41,8 +41,11 @@ struct agent;
 
 /* Opens cache, spool, backend; nothing is sent yet. */
 struct agent *agent_new(const struct agent_config *config, struct err *err);
-/* Returns when the agent stopped: 0 after a drain, -1 with err when it could not serve. */
+/* Returns when the agent stopped: 0 after a drain or for a lost device, -1 with err when it could not serve. */
 int agent_run(struct agent *a, struct err *err);
+/* It stopped because the device of its backend was lost, and nobody asked it to stop: *why. A new process may use the
+ * device again; everything that this one held was given back or waits on disk. */
+bool agent_lost_device(const struct agent *a, struct err *why);
 /* false: the compute thread did not end in time, and memory it uses was left alone; end the process. */
 bool agent_free(struct agent *a);
 

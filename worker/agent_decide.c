@@ -111,6 +111,11 @@ bool decide_leave(double progress)
 	return progress < 0.99;
 }
 
+bool decide_start_anew(const struct decide_view *view)
+{
+	return view->state == AGENT_DRAINING && view->busy == 0 && view->parting == 0;
+}
+
 bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_ms)
 {
 	if (view->state != AGENT_DRAINING)

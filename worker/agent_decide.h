@@ -48,6 +48,7 @@ struct decide_view {
 	bool lease_under_way;
 	size_t busy;            /* holds before UPLOADING, and those whose compute thread still runs */
 	size_t uploading;       /* holds in UPLOADING or COMPLETING */
+	size_t parting;         /* holds in FAILING or RELEASING */
 	size_t held;            /* all */
 };
 /* Ask for a task now? One is computed at a time; the next is asked for while results go up. */
@@ -66,5 +67,8 @@ bool decide_leave(double progress);
 /* May a draining agent stop? `away_ms`: how long the coordinator has not answered (0 = it does);
  * `hurry_ms`: since the second signal (-1 = there was none). */
 bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_ms);
+/* The same for one that lost its device and starts anew: as soon as the last word about what it computed was heard. Results
+ * that still go up wait on disk meanwhile. */
+bool decide_start_anew(const struct decide_view *view);
 
 #endif

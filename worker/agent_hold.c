@@ -328,7 +328,10 @@ void hold_fail(struct hold *h, const struct err *why)
 
 static void send_release(struct hold *h)
 {
-	hold_post(h, "release", wire_release(h->agent->worker, h->epoch, "drain"), last_word_done);
+	bool drain = h->why.code == ERR_NONE;
+
+	hold_post(h, "release", wire_release(h->agent->worker, h->epoch, drain ? "drain" : "the device was lost",
+					     drain ? NULL : &h->why, h->log ? h->log : ""), last_word_done);
 }
 
 void hold_release(struct hold *h)
@@ -338,6 +341,13 @@ void hold_release(struct hold *h)
 		atomic_store(&h->job.stop, true);
 	hold_set(h, HOLD_RELEASING);
 	send_release(h);
+}
+
+void hold_hand_back(struct hold *h, const struct err *why)
+{
+	log_warn("task %s epoch %lld is given back: %s", h->task, (long long)h->epoch, why->text);
+	h->why = *why;
+	hold_release(h);
 }
 
 void hold_consider_release(struct hold *h, bool hurry)

@@ -55,9 +55,14 @@ static void take_result(struct hold *h)
 
 static void take_failure(struct hold *h)
 {
+	h->log = compute_log(&h->job);
+	if (h->job.device_lost) {
+		h->job.err.code = ERR_UNAVAILABLE; /* whatever the call that met it first made of it */
+		hold_hand_back(h, &h->job.err);
+		return;
+	}
 	if (h->job.err.code == ERR_CANCELLED || h->job.err.code == ERR_NONE)
 		h->job.err.code = ERR_INTERNAL; /* nobody asked it to stop */
-	h->log = compute_log(&h->job);
 	hold_fail(h, &h->job.err);
 }
 
@@ -67,6 +72,8 @@ static void computed(void *ctx)
 
 	h->running = false;
 	agent_settle_soon(h->agent);
+	if (h->job.device_lost)
+		agent_device_gone(h->agent, &h->job.err);
 	if (h->state == HOLD_STOPPING)
 		hold_end(h);
 	else if (h->state == HOLD_COMPUTING && h->job.rc == 0)

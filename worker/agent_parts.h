@@ -70,7 +70,7 @@ struct hold {
 	bool over;                      /* nobody will want what the task keeps in its scratch folder */
 	bool wreck;                     /* of an earlier process: what it kept may be of use */
 
-	struct err why;                 /* of FAILING */
+	struct err why;                 /* of FAILING; of RELEASING where it is not a drain, else ERR_NONE */
 	char *log;
 };
 
@@ -96,6 +96,8 @@ struct agent {
 	unsigned signals;
 	int64_t hurry_since_ms;         /* -1: no hurry */
 	struct err failure;             /* why agent_run() fails */
+	bool device_lost;               /* draining for it, and to be started anew unless somebody asks to stop */
+	struct err loss;
 };
 
 /* --- agent.c --- */
@@ -104,6 +106,8 @@ struct agent {
 void agent_settle_soon(struct agent *a);
 /* The coordinator wants this worker to stop: finish what is held. */
 void agent_drain(struct agent *a);
+/* The device of the backend does not answer any more: no more tasks; what is at hand is given back. */
+void agent_device_gone(struct agent *a, const struct err *why);
 int64_t agent_backoff_ms(const struct agent *a, unsigned failures);
 
 /* --- agent_hold.c: life, heartbeats, endings --- */
@@ -139,6 +143,8 @@ void hold_post(struct hold *h, const char *verb, char *body,
 
 /* Nothing holds it back any more: RELEASING. */
 void hold_release(struct hold *h);
+/* It failed through no fault of its own: RELEASING, with the reason. */
+void hold_hand_back(struct hold *h, const struct err *why);
 
 /* --- agent_checkpoint.c: beside COMPUTING --- */
 

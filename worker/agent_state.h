@@ -7,6 +7,8 @@
  *        │  └──404 on lease─┘                            │
  *        └───────────────────────SIGTERM─────────────────┘
  *
+ * A lost device drains too: what was computed is given back, and then the program is started anew (restart.h).
+ *
  * A task it holds (a hold), from the lease to the acknowledgement:
  *
  *                                                        (results found on disk at start)

@@ -124,6 +124,18 @@ static char *finish(struct json *o, bool ok)
 	return text;
 }
 
+static struct json *device_json(const struct backend_device *d)
+{
+	struct json *o = json_new_object();
+
+	if (o && json_set_int(o, "number", d->number) == 0 && json_set_string(o, "name", d->name) == 0 &&
+	    json_set_string(o, "driver", d->driver) == 0 && json_set_int(o, "clock_mhz", d->clock_mhz) == 0 &&
+	    json_set_int(o, "memory_bytes", (int64_t)d->memory_bytes) == 0)
+		return o;
+	json_free(o);
+	return NULL;
+}
+
 char *wire_register(const struct wire_worker *w)
 {
 	struct json *o = json_new_object();
@@ -134,7 +146,8 @@ char *wire_register(const struct wire_worker *w)
 			 json_set_int(o, "threads", w->threads) == 0 &&
 			 json_set_int(o, "memory_bytes", (int64_t)w->memory_bytes) == 0 &&
 			 json_set_string(o, "version", w->version) == 0 &&
-			 json_set_bool(o, "sees_paths", w->sees_paths) == 0);
+			 json_set_bool(o, "sees_paths", w->sees_paths) == 0 &&
+			 (!w->device || json_set(o, "device", device_json(w->device)) == 0));
 }
 
 char *wire_parse_worker(const char *text, size_t len, struct err *err)
@@ -205,19 +218,26 @@ char *wire_complete(const char *worker, int64_t epoch, const struct json *comple
 	return finish(o, ok);
 }
 
+/* "error" and "log": what went wrong, and the end of what led to it. */
+static bool add_failure(struct json *o, const struct err *why, const char *log)
+{
+	struct json *e = json_new_object();
+	size_t len = strlen(log);
+
+	if (e && (json_set_string(e, "name", err_name(why->code)) != 0 ||
+		  json_set_string(e, "detail", why->text) != 0)) {
+		json_free(e);
+		return false;
+	}
+	return json_set(o, "error", e) == 0 &&
+	       json_set_string(o, "log", len > LOG_MAX ? log + len - LOG_MAX : log) == 0;
+}
+
 char *wire_fail(const char *worker, int64_t epoch, const struct err *why, const char *log)
 {
-	struct json *o = about(worker, epoch), *e = json_new_object();
-	size_t len = strlen(log);
-	bool ok = e && json_set_string(e, "name", err_name(why->code)) == 0 &&
-		  json_set_string(e, "detail", why->text) == 0;
+	struct json *o = about(worker, epoch);
 
-	if (!ok || !o) {
-		json_free(e);
-		return finish(o, false);
-	}
-	return finish(o, json_set(o, "error", e) == 0 &&
-			 json_set_string(o, "log", len > LOG_MAX ? log + len - LOG_MAX : log) == 0);
+	return finish(o, o && add_failure(o, why, log));
 }
 
 char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uint64_t bytes)
@@ -228,11 +248,11 @@ char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uin
 			 json_set_int(o, "bytes", (int64_t)bytes) == 0);
 }
 
-char *wire_release(const char *worker, int64_t epoch, const char *reason)
+char *wire_release(const char *worker, int64_t epoch, const char *reason, const struct err *why, const char *log)
 {
 	struct json *o = about(worker, epoch);
 
-	return finish(o, o && json_set_string(o, "reason", reason) == 0);
+	return finish(o, o && json_set_string(o, "reason", reason) == 0 && (!why || add_failure(o, why, log)));
 }
 
 char *wire_upload_begin(const char *sha256, uint64_t bytes)

@@ -11,6 +11,7 @@
 
 #include "common/err.h"
 #include "common/json.h"
+#include "worker/backend/backend.h"
 
 enum { LEASE_INPUTS_MAX = 4096, WIRE_ID_MAX = 100, LEASE_SECONDS_MAX = 86400 };
 
@@ -37,6 +38,7 @@ void lease_deinit(struct lease *lease);
 
 struct wire_worker {
 	const char *name, *backend, *identity, *version;
+	const struct backend_device *device;    /* NULL: none */
 	int threads;
 	uint64_t memory_bytes;
 	bool sees_paths;
@@ -53,7 +55,8 @@ char *wire_heartbeat(const char *worker, int64_t epoch, double progress, const c
 char *wire_complete(const char *worker, int64_t epoch, const struct json *complete);
 char *wire_fail(const char *worker, int64_t epoch, const struct err *why, const char *log);
 char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uint64_t bytes);
-char *wire_release(const char *worker, int64_t epoch, const char *reason);
+/* why: the error that made the worker give the task back although it is not the task's; NULL: none. */
+char *wire_release(const char *worker, int64_t epoch, const char *reason, const struct err *why, const char *log);
 char *wire_upload_begin(const char *sha256, uint64_t bytes);
 
 /* The reply to an upload's beginning. */

@@ -10,6 +10,7 @@
 #include "common/buf.h"
 #include "common/log.h"
 #include "common/utf8.h"
+#include "worker/layer_keep.h"
 #include "worker/task_scratch.h"
 
 enum { CHECKPOINT_SPACING = 10 };
@@ -18,12 +19,15 @@ struct compute {
 	struct compute_config config;
 	struct loop *loop;
 	struct backend *backend;
+	struct backend_device device;
 	struct model_source *models;
+	struct layer_keep keep;         /* of the compute thread */
 	pthread_t thread;
-	pthread_mutex_t lock;           /* guards job and ending */
+	pthread_mutex_t lock;           /* guards what follows */
 	pthread_cond_t changed;
 	struct compute_job *job;        /* submitted or running */
-	bool ending;
+	bool opened, ending;            /* opened: the thread has tried to; backend tells with what success */
+	struct err failure;             /* why there is no backend */
 };
 
 /* --- progress ------------------------------------------------------------------------------------------ */
@@ -180,7 +184,7 @@ static struct json *make_stats(struct compute *c, int64_t wall, int64_t cpu)
 static int run_task(struct compute *c, struct compute_job *job, const char *out, struct json **result)
 {
 	struct task_env env = {
-		.backend = c->backend, .inputs = job->inputs, .input_count = job->input_count,
+		.backend = c->backend, .keep = &c->keep, .inputs = job->inputs, .input_count = job->input_count,
 		.out_dir = out, .progress = report_progress, .progress_ctx = job,
 		.checkpoint = leave_checkpoint, .checkpoint_ctx = job,
 	};
@@ -190,6 +194,9 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 	/* Every kind there is reads the checkpoint. */
 	if (!job->model)
 		return err_set(&job->err, ERR_INVALID, "the lease of a %s task names no model", job->kind);
+	layer_keep_model(&c->keep, json_get_string(job->model, "id", ""));
+	if (strcmp(job->kind, "capture") != 0 && strcmp(job->kind, "quantize") != 0)
+		layer_keep_drop(&c->keep);
 	env.model = model_source_get(c->models, job->model, must_stop, job, &job->err);
 	if (!env.model)
 		return -1;
@@ -219,12 +226,36 @@ static int run_job(struct compute *c, struct compute_job *job)
 	return rc;
 }
 
+/* Whether the device still answers; asked after a failure, whatever that said. */
+static bool device_is_lost(struct compute *c)
+{
+	struct backend_device now;
+
+	return c->config.backend->describe && c->config.backend->describe(c->backend, &now) != 0;
+}
+
+/* With the lock held. */
+static void open_backend(struct compute *c)
+{
+	const struct backend_ops *ops = c->config.backend;
+
+	c->backend = ops->open(&c->config.options, &c->failure);
+	if (c->backend && ops->describe && ops->describe(c->backend, &c->device) != 0) {
+		err_set(&c->failure, ERR_UNAVAILABLE, "the device of the %s backend does not answer", ops->name);
+		ops->close(c->backend);
+		c->backend = NULL;
+	}
+	c->opened = true;
+	pthread_cond_broadcast(&c->changed);
+}
+
 static void *compute_thread(void *ctx)
 {
 	struct compute *c = ctx;
 
 	pthread_mutex_lock(&c->lock);
-	for (;;) {
+	open_backend(c);
+	while (c->backend) {
 		struct compute_job *job;
 
 		while (!c->job && !c->ending)
@@ -236,11 +267,17 @@ static void *compute_thread(void *ctx)
 		job->started_ms = now_ms(c);
 		atomic_store(&job->checkpoint_asked_ms, job->started_ms);
 		job->rc = run_job(c, job);
+		if (job->rc != 0)
+			layer_keep_drop(&c->keep); /* memory for whoever tries again */
+		job->device_lost = job->rc != 0 && device_is_lost(c);
 		pthread_mutex_lock(&c->lock);
 		c->job = NULL;
 		loop_post(c->loop, &job->event);
 	}
 	pthread_mutex_unlock(&c->lock);
+	layer_keep_drop(&c->keep);
+	if (c->backend)
+		c->config.backend->close(c->backend);
 	return NULL;
 }
 
@@ -266,19 +303,40 @@ const char *compute_identity(struct compute *c)
 	return c->backend->ops->identity(c->backend);
 }
 
+const struct backend_device *compute_device(const struct compute *c)
+{
+	return c->config.backend->describe ? &c->device : NULL;
+}
+
 static void free_parts(struct compute *c)
 {
 	model_source_free(c->models);
-	if (c->backend)
-		c->backend->ops->close(c->backend);
 	pthread_mutex_destroy(&c->lock);
 	pthread_cond_destroy(&c->changed);
 	mem_free(c);
 }
 
+/* Starts the thread and waits until it has opened the backend. */
+static int start_thread(struct compute *c, struct err *err)
+{
+	bool open;
+
+	if (pthread_create(&c->thread, NULL, compute_thread, c) != 0)
+		return err_set(err, ERR_INTERNAL, "cannot start the compute thread");
+	pthread_mutex_lock(&c->lock);
+	while (!c->opened)
+		pthread_cond_wait(&c->changed, &c->lock);
+	open = c->backend != NULL;
+	pthread_mutex_unlock(&c->lock);
+	if (open)
+		return 0;
+	pthread_join(c->thread, NULL);
+	*err = c->failure;
+	return -1;
+}
+
 struct compute *compute_start(struct loop *loop, const struct compute_config *config, struct err *err)
 {
-	const struct backend_options options = { .threads = config->threads };
 	struct compute *c = mem_alloc(1, sizeof(*c));
 
 	if (!c) {
@@ -289,14 +347,11 @@ struct compute *compute_start(struct loop *loop, const struct compute_config *co
 	c->loop = loop;
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->changed, NULL);
-	c->backend = config->backend->open(&options, err);
-	c->models = c->backend ? model_source_new(config->client, config->clock, config->read_paths) : NULL;
-	if (c->backend && !c->models)
+	c->models = model_source_new(config->client, config->clock, config->read_paths);
+	if (!c->models)
 		err_set_nomem(err, "the compute thread");
-	if (c->models && pthread_create(&c->thread, NULL, compute_thread, c) == 0)
+	else if (start_thread(c, err) == 0)
 		return c;
-	if (c->models)
-		err_set(err, ERR_INTERNAL, "cannot start the compute thread");
 	free_parts(c);
 	return NULL;
 }

@@ -1,10 +1,11 @@
 /* compute.h - the compute thread: runs one task at a time, away from the loop.
  *
- * The backend is opened by compute_start() and used by the thread alone. A job is filled in by the loop's
- * thread, handed over by compute_submit(), and handed back by a loop event: in between only `stop`, and progress through
- * compute_progress(), are touched by the loop. The thread runs the task and seals its result into
- * the spool, so that after `done` the result survives this process. A task that resumes leaves checkpoints on its way:
- * the file is handed to the loop, which sends it while the task goes on.
+ * The thread opens the backend, uses it and closes it; compute_start() waits until it is open. A job is
+ * filled in by the loop's thread, handed over by compute_submit(), and handed back by a loop event: in
+ * between only `stop`, and progress through compute_progress(), are touched by the loop. The thread runs the
+ * task and seals its result into the spool, so that after `done` the result survives this process. A task
+ * that resumes leaves checkpoints on its way: the file is handed to the loop, which sends it while the task
+ * goes on.
  */
 #ifndef QUARRY_WORKER_COMPUTE_H
 #define QUARRY_WORKER_COMPUTE_H
@@ -54,6 +55,7 @@ struct compute_job {
 	/* out, after done */
 	int rc;                                 /* 0: sealed */
 	struct err err;
+	bool device_lost;                       /* it failed because the backend's device does not answer any more */
 	char log[COMPUTE_LOG_LINES][COMPUTE_NOTE_MAX + 32]; /* the last notes with their times, a ring */
 	size_t log_count;                       /* notes in all */
 	/* private */
@@ -64,7 +66,7 @@ struct compute_job {
 
 struct compute_config {
 	const struct backend_ops *backend;
-	int threads;
+	struct backend_options options;         /* to open it with */
 	const char *work;                       /* the work folder */
 	const struct client_config *client;
 	const struct clock *clock;
@@ -81,6 +83,8 @@ struct compute *compute_start(struct loop *loop, const struct compute_config *co
 bool compute_end(struct compute *c, int64_t wait_ms);
 /* What determines results, for registration and stats. */
 const char *compute_identity(struct compute *c);
+/* As it was when the backend was opened; NULL: it computes without a device. */
+const struct backend_device *compute_device(const struct compute *c);
 
 void compute_job_init(struct compute_job *job);
 void compute_job_deinit(struct compute_job *job);

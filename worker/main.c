@@ -1,6 +1,8 @@
 /* quarry-worker: options, the work folder, start and stop of the agent.
  *
- * Exit status: 0 after a drain, 1 when it could not serve, 2 for a wrong command line.
+ * Exit status: 0 after a drain, 1 when it could not serve, 2 for a wrong command line, 3 when what it names to
+ * compute on cannot be used now (no GPU, no driver). A worker whose device was lost starts its program anew
+ * (restart.h).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,16 +22,17 @@
 #include "common/version.h"
 #include "worker/agent.h"
 #include "worker/client.h"
+#include "worker/restart.h"
 #include "worker/worker_options.h"
 
-
-enum { EXIT_USAGE = 2, TOKEN_FILE_MAX = 4096, NAME_MAX_BYTES = 256 };
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NO_DEVICE = 3, TOKEN_FILE_MAX = 4096, NAME_MAX_BYTES = 256 };
 
 struct worker {
 	struct worker_options options;
 	struct agent_config config;
 	char name[NAME_MAX_BYTES];
 	int lock_fd;
+	char **argv;                    /* to start with again */
 };
 
 /* --- the work folder ------------------------------------------------------------------------------------ */
@@ -144,12 +147,14 @@ static int configure(struct worker *w, struct err *err)
 	w->config.work = o->work;
 	w->config.version = QUARRY_VERSION;
 	w->config.clock = &clock_system;
-	w->config.threads = o->threads ? o->threads : usable_cores();
+	w->config.compute.threads = o->threads ? o->threads : usable_cores();
+	w->config.compute.device = o->device < 0 ? 0 : o->device;
+	w->config.compute.device_memory = o->gpu_memory;
 	w->config.memory_bytes = o->memory_bytes ? o->memory_bytes : machine_memory();
 	w->config.cache_bytes = o->cache_bytes;
 	w->config.read_paths = o->read_paths;
 	w->config.wait_for_server = o->wait_for_server;
-	w->config.checkpoint_ms = o->checkpoint_seconds * 1000;
+	w->config.checkpoint_ms = (int64_t)o->checkpoint_seconds * 1000;
 	if (set_client(w, err) != 0 || lock_work(w, err) != 0)
 		return -1;
 	w->config.name = o->name ? o->name : w->name;
@@ -158,28 +163,50 @@ static int configure(struct worker *w, struct err *err)
 
 /* --- running ---------------------------------------------------------------------------------------------- */
 
+/* A new process in the place of this one; -1 when there were too many, or it cannot be. */
+static int start_anew(struct worker *w, const struct err *why, struct err *err)
+{
+	const struct clock *clock = w->config.clock;
+
+	if (restart_note(w->options.work, clock->wall_ms(clock->ctx), err) != 0)
+		return err_prefix(err, "the device was lost (%s)", why->text);
+	log_warn("starting anew, to use the device again");
+	return restart_exec(w->argv, err);
+}
+
+static int end(struct worker *w, struct agent *agent, int rc, struct err *err)
+{
+	struct err why;
+	bool lost = agent_lost_device(agent, &why), freed = agent_free(agent);
+
+	if (rc == 0 && lost)
+		rc = start_anew(w, &why, err);
+	if (freed)
+		return rc;
+	if (rc != 0)
+		fprintf(stderr, "quarry-worker: %s\n", err->text);
+	log_warn("the compute thread did not stop in time; ending without it");
+	_exit(rc == 0 ? 0 : EXIT_FAILED);
+}
+
+/* The exit status; err is set unless it is 0. */
 static int serve(struct worker *w, struct err *err)
 {
 	struct agent *agent;
-	int rc;
 
 	if (configure(w, err) != 0)
-		return -1;
+		return EXIT_FAILED;
 	agent = agent_new(&w->config, err);
 	if (!agent)
-		return -1;
-	rc = agent_run(agent, err);
-	if (!agent_free(agent)) {
-		log_warn("the compute thread did not stop in time; ending without it");
-		_exit(rc == 0 ? 0 : 1);
-	}
-	return rc;
+		return err->code == ERR_UNAVAILABLE ? EXIT_NO_DEVICE :
+		       err->code == ERR_INVALID ? EXIT_USAGE : EXIT_FAILED;
+	return end(w, agent, agent_run(agent, err), err) == 0 ? 0 : EXIT_FAILED;
 }
 
 static int run(struct worker *w, pid_t parent)
 {
 	struct err err = ERR_INIT;
-	int rc;
+	int status;
 
 	log_setup("worker", w->options.log_level);
 	signal(SIGPIPE, SIG_IGN);
@@ -189,18 +216,32 @@ static int run(struct worker *w, pid_t parent)
 		if (getppid() != parent)
 			return 0; /* it ended before it could be watched */
 	}
-	rc = serve(w, &err);
-	if (rc != 0)
+	status = serve(w, &err);
+	if (status != 0)
 		fprintf(stderr, "quarry-worker: %s\n", err.text);
 	client_config_deinit(&w->config.client);
 	if (w->lock_fd >= 0)
 		close(w->lock_fd);
-	return rc == 0 ? 0 : 1;
+	return status;
+}
+
+static int choose_backend(struct worker *w, struct err *err)
+{
+	const struct worker_options *o = &w->options;
+	const struct backend_ops *ops = o->backend ? backend_find(o->backend, err) : backend_list[0];
+
+	if (!ops)
+		return err_prefix(err, "--backend %s", o->backend);
+	w->config.backend = ops;
+	if (ops->describe || (o->device < 0 && o->gpu_memory == 0))
+		return 0;
+	return err_set(err, ERR_INVALID, "--%s is for a backend with devices of its own, and %s has none",
+		       o->device >= 0 ? "device" : "gpu-memory", ops->name);
 }
 
 int main(int argc, char **argv)
 {
-	struct worker w = { .lock_fd = -1 };
+	struct worker w = { .lock_fd = -1, .argv = argv };
 	struct err err = ERR_INIT;
 	pid_t parent = getppid();
 
@@ -212,9 +253,8 @@ int main(int argc, char **argv)
 		fputs(w.options.help ? worker_usage : "quarry-worker " QUARRY_VERSION "\n", stdout);
 		return 0;
 	}
-	w.config.backend = w.options.backend ? backend_find(w.options.backend, &err) : backend_list[0];
-	if (!w.config.backend) {
-		fprintf(stderr, "quarry-worker: --backend %s: %s\n", w.options.backend, err.text);
+	if (choose_backend(&w, &err) != 0) {
+		fprintf(stderr, "quarry-worker: %s\n", err.text);
 		return EXIT_USAGE;
 	}
 	return run(&w, parent);

@@ -8,7 +8,7 @@
 
 #include "common/alloc.h"
 
-enum { CHECKPOINT_SECONDS_MAX = 86400 };
+enum { CHECKPOINT_SECONDS_MAX = 86400, DEVICE_MAX = 1023 };
 
 const char worker_usage[] =
 	"usage: quarry-worker --server URL --work DIR [options]\n"
@@ -20,7 +20,9 @@ const char worker_usage[] =
 	"  --server URL         the coordinator: http://HOST:PORT or https://HOST:PORT\n"
 	"  --token-file FILE    file that holds a token with the role worker\n"
 	"  --work DIR           folder of this worker alone: cache, results not handed in yet (made when missing)\n"
-	"  --backend NAME       what computes (default: the fastest there is)\n"
+	"  --backend NAME       what computes: cpu, ref, or cuda in a program built with it (default: cpu)\n"
+	"  --device N           the GPU that this worker uses, counted from 0 (0)\n"
+	"  --gpu-memory BYTES   limit of the GPU's memory (default: what there is)\n"
 	"  --threads N          compute threads (default: one per core this process may use)\n"
 	"  --cache-size BYTES   limit of the blob cache, e.g. 500MB, 20GiB (20GB)\n"
 	"  --memory BYTES       memory reported to the coordinator (default: what the machine has)\n"
@@ -33,7 +35,8 @@ const char worker_usage[] =
 	"  --help, --version\n";
 
 enum {
-	OPT_SERVER = 1, OPT_TOKEN, OPT_WORK, OPT_BACKEND, OPT_THREADS, OPT_CACHE, OPT_MEMORY, OPT_NAME,
+	OPT_SERVER = 1, OPT_TOKEN, OPT_WORK, OPT_BACKEND, OPT_THREADS, OPT_CACHE, OPT_MEMORY, OPT_DEVICE,
+	OPT_GPU_MEMORY, OPT_NAME,
 	OPT_NO_LOCAL, OPT_CHECKPOINT, OPT_NO_WAIT, OPT_PARENT, OPT_LOG, OPT_HELP, OPT_VERSION
 };
 
@@ -45,6 +48,8 @@ static const struct option long_options[] = {
 	{ "threads", required_argument, NULL, OPT_THREADS },
 	{ "cache-size", required_argument, NULL, OPT_CACHE },
 	{ "memory", required_argument, NULL, OPT_MEMORY },
+	{ "device", required_argument, NULL, OPT_DEVICE },
+	{ "gpu-memory", required_argument, NULL, OPT_GPU_MEMORY },
 	{ "name", required_argument, NULL, OPT_NAME },
 	{ "no-local-models", no_argument, NULL, OPT_NO_LOCAL },
 	{ "checkpoint-seconds", required_argument, NULL, OPT_CHECKPOINT },
@@ -94,26 +99,15 @@ static int take_bytes(const char *name, uint64_t *bytes, struct err *err)
 	return 0;
 }
 
-static int take_threads(int *threads, struct err *err)
+static int take_number(const char *name, int least, int most, int *out, struct err *err)
 {
 	char *end;
 	long n = strtol(optarg, &end, 10);
 
-	if (end == optarg || *end || n < 1 || n > 1024)
-		return err_set(err, ERR_INVALID, "--threads %s: expected a whole number from 1 to 1024", optarg);
-	*threads = (int)n;
-	return 0;
-}
-
-static int take_checkpoint(int64_t *seconds, struct err *err)
-{
-	char *end;
-	long n = strtol(optarg, &end, 10);
-
-	if (end == optarg || *end || n < 0 || n > CHECKPOINT_SECONDS_MAX)
-		return err_set(err, ERR_INVALID, "--checkpoint-seconds %s: expected a whole number from 0 to %d", optarg,
-			       CHECKPOINT_SECONDS_MAX);
-	*seconds = n;
+	if (end == optarg || *end || n < least || n > most)
+		return err_set(err, ERR_INVALID, "--%s %s: expected a whole number from %d to %d", name, optarg, least,
+			       most);
+	*out = (int)n;
 	return 0;
 }
 
@@ -149,12 +143,15 @@ static int take_option(struct worker_options *o, int option, struct err *err)
 	case OPT_TOKEN: o->token_file = optarg; return 0;
 	case OPT_WORK: o->work = optarg; return 0;
 	case OPT_BACKEND: o->backend = optarg; return 0;
-	case OPT_THREADS: return take_threads(&o->threads, err);
+	case OPT_THREADS: return take_number("threads", 1, 1024, &o->threads, err);
 	case OPT_CACHE: return take_bytes("cache-size", &o->cache_bytes, err);
 	case OPT_MEMORY: return take_bytes("memory", &o->memory_bytes, err);
+	case OPT_DEVICE: return take_number("device", 0, DEVICE_MAX, &o->device, err);
+	case OPT_GPU_MEMORY: return take_bytes("gpu-memory", &o->gpu_memory, err);
 	case OPT_NAME: return take_name(&o->name, err);
 	case OPT_NO_LOCAL: o->read_paths = false; return 0;
-	case OPT_CHECKPOINT: return take_checkpoint(&o->checkpoint_seconds, err);
+	case OPT_CHECKPOINT:
+		return take_number("checkpoint-seconds", 0, CHECKPOINT_SECONDS_MAX, &o->checkpoint_seconds, err);
 	case OPT_NO_WAIT: o->wait_for_server = false; return 0;
 	case OPT_PARENT: o->exit_with_parent = true; return 0;
 	case OPT_LOG: return take_level(&o->log_level, err);
@@ -178,7 +175,8 @@ int worker_options_parse(struct worker_options *o, int argc, char **argv, struct
 	int option;
 
 	*o = (struct worker_options){
-		.cache_bytes = 20000000000, .checkpoint_seconds = 60, .read_paths = true, .wait_for_server = true, .log_level = LOG_INFO,
+		.device = -1, .cache_bytes = 20000000000, .checkpoint_seconds = 60, .read_paths = true,
+		.wait_for_server = true, .log_level = LOG_INFO,
 	};
 	optind = 1;
 	opterr = 0;

@@ -13,7 +13,9 @@ struct worker_options {
 	int threads;            /* 0 = one per core */
 	uint64_t cache_bytes;
 	uint64_t memory_bytes;  /* 0 = what the machine has */
-	int64_t checkpoint_seconds;
+	int device;             /* -1 = not given */
+	uint64_t gpu_memory;    /* 0 = not given */
+	int checkpoint_seconds;
 	bool read_paths, wait_for_server, exit_with_parent;
 	enum log_level log_level;
 	bool help, version;

@@ -177,11 +177,19 @@ function workerTask(w) {
 	];
 }
 
+function workerBackend(w) {
+	const d = w.device;
+	const threads = w.threads ? w.threads + (w.threads === 1 ? ' thread' : ' threads') : '';
+	const cell = h('td', 'wide soft full', [w.backend, d ? d.name + ' (' + d.number + ')' : '', threads].filter(Boolean).join(' · '));
+	if (d) cell.title = [d.driver, d.clock_mhz ? d.clock_mhz + ' MHz' : '', bytesText(d.memory_bytes)].filter(Boolean).join(' · ');
+	return cell;
+}
+
 function workerRow(w) {
 	return h('tr', '', [
 		h('td', 'wide', w.name),
 		h('td', '', [pill(w.state)]),
-		h('td', 'wide soft full', w.backend + (w.threads ? ' · ' + w.threads + (w.threads === 1 ? ' thread' : ' threads') : '')),
+		workerBackend(w),
 		...workerTask(w),
 		h('td', 'num soft', (w.done || 0) + ' done' + (w.failed ? ', ' + w.failed + ' failed' : '')),
 		h('td', 'num soft', agoText(w.last_seen_ms)),

@@ -80,8 +80,14 @@ def shown(client, job):
     assert any("by path" in r for r in rows), rows
     assert client("jobs", "--state", "FAILED").out.count("\n") == 1
     assert len(json.loads(client("jobs", "--limit", "1", "--json").out)) == 1
-    assert client("workers").out.splitlines()[1].startswith("fleet-worker"), client("workers").out
-    assert json.loads(client("workers", "--json").out)[0]["name"] == "fleet-worker"
+    titles, row = client("workers").out.splitlines()
+    assert row.startswith("fleet-worker") and titles.split()[3] == "DEVICE" and row.split()[3] == "-", (titles, row)
+    worker = json.loads(client("workers", "--json").out)[0]
+    assert worker["name"] == "fleet-worker" and worker["device"] is None, worker
+    client.fleet.call("POST", "/v1/workers", {"name": "gpu", "backend": "cuda", "device": {
+        "number": 1, "name": "NVIDIA H200", "driver": "CUDA 13.0", "clock_mhz": 1980, "memory_bytes": 1 << 37}}, role="worker")
+    row = next(r for r in client("workers").out.splitlines() if r.startswith("gpu "))
+    assert "cuda" in row and "1 NVIDIA H200" in row, row
 
 
 def fetched(client, job):

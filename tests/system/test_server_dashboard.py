@@ -99,6 +99,23 @@ def test_overview_and_a_job_that_runs():
         page.clean()
 
 
+def test_a_worker_with_a_device():
+    with Server("device") as s, Page(s) as page:
+        s.good("POST", "/v1/workers", "worker",
+               {"name": "gpu-1", "backend": "cuda", "identity": "cuda 13.0", "threads": 4, "memory_bytes": 1 << 34,
+                "device": {"number": 1, "name": "NVIDIA H200 " + HOSTILE[:40], "driver": "CUDA 13.0", "clock_mhz": 1980,
+                           "memory_bytes": 150754820096}})
+        page.overview()
+        page.wait("document.querySelectorAll('#workers tbody tr').length == 1")
+        for text in ("gpu-1", "cuda · NVIDIA H200 <img", "(1) · 4 threads"):
+            assert text in page.content("#workers"), page.content("#workers")
+        title = page.evaluate("document.querySelector('#workers td[title]').title")
+        for text in ("CUDA 13.0", "1980 MHz", "151 GB"):
+            assert text in title, title
+        fits(page, PHONE, "the overview")
+        page.clean()
+
+
 def test_a_job_that_is_done():
     with Server("done") as s, Page(s) as page:
         worker, job = FakeWorker(s), submit(s, "done job")

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -96,6 +97,45 @@ def test_one_task_goes_to_one_of_many():
         equal(len(leases), len(set(leases)), "tasks leased twice")
         for job in s.good("GET", "/v1/jobs", "viewer")["items"]:
             s.good("POST", f"/v1/jobs/{job['id']}/cancel", "submitter")
+        s.stop()
+        for w in waiting:
+            w.get()
+
+
+def set_rates(s, rates):
+    """Of every kind, as if the workers had been measured: name -> work a second."""
+    with sqlite3.connect(os.path.join(s.data, "quarry.db"), timeout=30) as db:
+        for name, rate in rates.items():
+            db.execute("WITH RECURSIVE k (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM k WHERE value < 8) "
+                       "INSERT INTO worker_rates SELECT w.pk, k.value, ?, 1 FROM workers w, k WHERE w.name = ?", (rate, name))
+    db.close()
+
+
+def test_a_wake_finds_the_fast_worker_behind_a_crowd_of_slow_ones():
+    with Server("fast") as s:
+        slow = [FakeWorker(s, f"slow{i}") for i in range(30)]
+        fast = FakeWorker(s, "fast")
+        set_rates(s, {"fast": 1e6, **{w.name: 1e-3 for w in slow}})
+        waiting = [Later(w.lease, 60) for w in slow]
+        parked(s, len(slow))
+        first = Later(fast.lease, 60)
+        parked(s, len(slow) + 1)
+        job = submit(s)
+        lease = first.get()
+        equal(lease["job"], job)
+        while lease:  # the whole job, and nobody else gets any of it
+            fast.heartbeat(lease)
+            fast.complete(lease)
+            lease = fast.lease()
+        wait_for(lambda: s.good("GET", f"/v1/jobs/{job}", "viewer")["state"] == "DONE", "the job to be done")
+        equal([w.value for w in waiting], [None] * len(slow), "leases of slow workers")
+        # The fast one is told to stop: now they are good enough.
+        s.good("POST", f"/v1/workers/{fast.id}/drain", "admin")
+        submit(s, "another")
+        wait_for(lambda: any(w.value for w in waiting), "a slow worker to get a task")
+        for job in s.good("GET", "/v1/jobs", "viewer")["items"]:
+            if job["state"] != "DONE":
+                s.good("POST", f"/v1/jobs/{job['id']}/cancel", "submitter")
         s.stop()
         for w in waiting:
             w.get()

@@ -190,6 +190,11 @@ def command_line():
         one_sentence(run_worker(*server, *work, "--log-level", "loud"), 2, "--log-level loud", "debug")
         one_sentence(run_worker(*server, *work, "--name", "a\nb"), 2, "--name")
         one_sentence(run_worker(*server, *work, "--backend", "abacus"), 2, "--backend abacus", "ref")
+        one_sentence(run_worker(*server, *work, "--device", "x"), 2, "--device x", "0 to 1023")
+        one_sentence(run_worker(*server, *work, "--device", "-1"), 2, "--device -1", "0 to 1023")
+        one_sentence(run_worker(*server, *work, "--gpu-memory", "much"), 2, "--gpu-memory much", "20GiB")
+        one_sentence(run_worker(*server, *work, "--device", "0"), 2, "--device", "cpu has none")
+        one_sentence(run_worker(*server, *work, "--gpu-memory", "8GB", "--backend", "ref"), 2, "--gpu-memory", "ref has none")
         one_sentence(run_worker("--server", "ftp://x", *work), 1, "--server ftp://x", "http://HOST:PORT")
         one_sentence(run_worker(*server, *work, "--token-file", os.path.join(d, "no")), 1, "--token-file", "no",
                      "No such file")

@@ -22,7 +22,7 @@ static void the_graph_without_distillation(void **state)
 	plan_case_init(&f, "{'effort':'fast'}");
 	assert_int_equal(plan_case_make(&f), 0);
 	assert_int_equal(f.recipe.seq_len, 1024);
-	assert_int_equal(f.plan.per_shard, 16); /* 32 MiB holds 42 sequences of 1024 x 192 floats */
+	assert_int_equal(f.plan.per_shard, 16); /* 256 MiB holds 341 sequences of 1024 x 192 floats */
 	assert_int_equal(f.plan.shards, 8);
 	assert_int_equal(plan_case_count(&f, KIND_VERIFY), 2);
 	assert_int_equal(plan_case_count(&f, KIND_TOKENIZE), 2);
@@ -97,16 +97,16 @@ static void the_sequential_graph(void **state)
 	plan_case_deinit(&f);
 }
 
-static void shards_hold_at_most_32_mib(void **state)
+static void shards_hold_at_most_256_mib(void **state)
 {
 	struct plan_case f;
 
 	(void)state;
-	plan_case_init(&f, "{'samples':5,'seq_len':2048}");
+	plan_case_init(&f, "{'samples':15,'seq_len':2048}");
 	f.config.hidden = 5120; /* 40 MiB a sequence */
 	assert_int_equal(plan_case_make(&f), 0);
-	assert_int_equal(f.plan.per_shard, 1);
-	assert_int_equal(f.plan.shards, 5);
+	assert_int_equal(f.plan.per_shard, 6);
+	assert_int_equal(f.plan.shards, 3);
 	plan_case_deinit(&f);
 }
 
@@ -386,7 +386,7 @@ int main(void)
 		cmocka_unit_test(the_graph_without_distillation),
 		cmocka_unit_test(halves_are_checked_for),
 		cmocka_unit_test(the_sequential_graph),
-		cmocka_unit_test(shards_hold_at_most_32_mib),
+		cmocka_unit_test(shards_hold_at_most_256_mib),
 		cmocka_unit_test(chunks_of_an_evaluation),
 		cmocka_unit_test(an_evaluate_job_only_evaluates),
 		cmocka_unit_test(files_are_cut_in_model_order),

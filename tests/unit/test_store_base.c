@@ -105,6 +105,54 @@ static void an_older_database_is_brought_up(void **state)
 	assert_int_equal(pragma("older.db", "SELECT count(*) FROM job_details WHERE name = 'old' AND reference IS NULL"), 1);
 }
 
+/* A database as version 2 left it: two workers, one of which holds a task that failed before. */
+static void make_version_2(const char *path)
+{
+	const char *root = getenv("QUARRY_ROOT");
+	struct err err = ERR_INIT;
+	char file[4096], *sql;
+	size_t len;
+
+	make_version_1(path);
+	snprintf(file, sizeof(file), "%s/migrations/0002_checkpoints.sql", root);
+	sql = file_read_all(file, 1 << 20, &len, &err);
+	if (!sql)
+		fail_msg("%s", err.text);
+	run_sql(path, sql);
+	mem_free(sql);
+	run_sql(path, "PRAGMA user_version = 2;"
+		"INSERT INTO workers VALUES (1, 'w_1', 's', 'one', 'cpu', 'openblas', '1', 4, 9, 1, 0, 5, 5, 0, 1);"
+		"INSERT INTO workers VALUES (2, 'w_2', 's', 'two', 'cpu', 'openblas', '1', 4, 9, 1, 0, 5, 5, 0, 0);"
+		"UPDATE tasks SET state = 3, worker = 2, epoch = 2, attempts = 1, accepted = 1 WHERE pk = 1;"
+		"INSERT INTO attempts VALUES (1, 1, 1, 'one', 5, 'io', 'a hiccup', '');");
+}
+
+static void version_2_is_brought_up(void **state)
+{
+	struct err err = ERR_INIT;
+	struct store *s;
+	struct query *q;
+	int64_t one;
+
+	(void)state;
+	make_version_2("version2.db");
+	s = open_new("version2.db");
+	assert_true(pragma("version2.db", "PRAGMA user_version") >= 3);
+	assert_int_equal(store_get_int(s, SQL_ATTEMPT_BY, &one, &err, sql_i(1), sql_i(1)), 1); /* it counts as before */
+	q = store_select(s, SQL_ATTEMPTS, &err, sql_i(1));
+	assert_int_equal(query_next(q, &err), 1);
+	assert_true(query_is_null(q, 5)); /* what computed it was not written down then */
+	query_done(q);
+	/* The lease under way is known to be of that backend. */
+	assert_int_equal(store_exec(s, SQL_ATTEMPT_ADD, &err, sql_i(1), sql_i(2), sql_i(2), sql_i(6), sql_t("io"), sql_t(""),
+				    sql_t(""), sql_i(1)), 1);
+	store_close(s);
+	assert_int_equal(pragma("version2.db", "SELECT count(*) FROM attempts a JOIN backends b ON b.pk = a.computes WHERE "
+					       "b.identity = 'openblas'"), 1);
+	assert_int_equal(pragma("version2.db", "SELECT count(*) FROM backends"), 1);
+	assert_int_equal(pragma("version2.db", "SELECT count(*) FROM workers WHERE computes = 1 AND device IS NULL"), 2);
+}
+
 static void a_newer_database_is_refused(void **state)
 {
 	struct err err = ERR_INIT;
@@ -291,6 +339,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_new_database_has_the_newest_schema),
 		cmocka_unit_test(an_older_database_is_brought_up),
+		cmocka_unit_test(version_2_is_brought_up),
 		cmocka_unit_test(a_newer_database_is_refused),
 		cmocka_unit_test(what_is_no_database_is_refused),
 		cmocka_unit_test(savepoints_undo_one_of_a_batch),

@@ -261,6 +261,20 @@ static void test_stop(void **state)
 	assert_false(decide_stop(&v, 0, DECIDE_HURRY_MS));
 }
 
+static void test_start_anew(void **state)
+{
+	struct decide_view v = { .state = AGENT_DRAINING, .held = 2, .uploading = 2 };
+
+	(void)state;
+	assert_true(decide_start_anew(&v)); /* results wait on disk */
+	v.parting = 1;
+	assert_false(decide_start_anew(&v)); /* the coordinator has to hear of it first */
+	v = (struct decide_view){ .state = AGENT_DRAINING, .held = 1, .busy = 1 };
+	assert_false(decide_start_anew(&v));
+	v = (struct decide_view){ .state = AGENT_SERVING };
+	assert_false(decide_start_anew(&v));
+}
+
 /* --- messages --------------------------------------------------------------------------------------------------- */
 
 static const char good_lease[] =
@@ -368,10 +382,26 @@ static void check_text(char *text, const char *expected)
 	mem_free(text);
 }
 
+static void test_registrations(void **state)
+{
+	const struct backend_device device = { .name = "GPU", .driver = "CUDA 13.0", .number = 2, .clock_mhz = 1980,
+					       .memory_bytes = 150754820096, .memory_free = 7 };
+	struct wire_worker w = { .name = "n", .backend = "cpu", .identity = "i", .version = "1", .threads = 3,
+				 .memory_bytes = 5, .sees_paths = true };
+
+	(void)state;
+	check_text(wire_register(&w), "{\"name\":\"n\",\"backend\":\"cpu\",\"identity\":\"i\",\"threads\":3,\"memory_bytes\":5,"
+				      "\"version\":\"1\",\"sees_paths\":true}");
+	w.device = &device;
+	check_text(wire_register(&w), "{\"name\":\"n\",\"backend\":\"cpu\",\"identity\":\"i\",\"threads\":3,\"memory_bytes\":5,"
+				      "\"version\":\"1\",\"sees_paths\":true,\"device\":{\"number\":2,\"name\":\"GPU\","
+				      "\"driver\":\"CUDA 13.0\",\"clock_mhz\":1980,\"memory_bytes\":150754820096}}");
+}
+
 static void test_bodies(void **state)
 {
 	const char *have[] = { "aa", "bb" };
-	struct err why = { .code = ERR_NOSPC, .text = "no room \xff" };
+	struct err why = { .code = ERR_NOSPC, .text = "no room \xff" }, lost = { .code = ERR_UNAVAILABLE, .text = "gone" };
 	static const char content[] = "{\"task\":\"t\",\"outputs\":[],\"result\":{\"a\":1},\"stats\":{}}";
 	struct json *complete = json_parse(content, strlen(content), NULL);
 
@@ -384,7 +414,11 @@ static void test_bodies(void **state)
 	check_text(wire_fail("w_1", 2, &why, "last"),
 		   "{\"worker\":\"w_1\",\"epoch\":2,\"error\":{\"name\":\"no-space\",\"detail\":\"no room \xEF\xBF\xBD\"},"
 		   "\"log\":\"last\"}");
-	check_text(wire_release("w_1", 2, "drain"), "{\"worker\":\"w_1\",\"epoch\":2,\"reason\":\"drain\"}");
+	check_text(wire_release("w_1", 2, "drain", NULL, ""),
+		   "{\"worker\":\"w_1\",\"epoch\":2,\"reason\":\"drain\"}");
+	check_text(wire_release("w_1", 2, "lost", &lost, "last"),
+		   "{\"worker\":\"w_1\",\"epoch\":2,\"reason\":\"lost\",\"error\":{\"name\":\"unavailable\",\"detail\":\"gone\"},"
+		   "\"log\":\"last\"}");
 	check_text(wire_upload_begin("ab", 7), "{\"sha256\":\"ab\",\"bytes\":7}");
 	check_text(wire_complete("w_1", 2, complete),
 		   "{\"worker\":\"w_1\",\"epoch\":2,\"outputs\":[],\"result\":{\"a\":1},\"stats\":{}}");
@@ -405,10 +439,12 @@ int main(void)
 		cmocka_unit_test(test_leave),
 		cmocka_unit_test(test_give_back),
 		cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_start_anew),
 		cmocka_unit_test(test_lease),
 		cmocka_unit_test(test_bad_leases),
 		cmocka_unit_test(test_lease_without_memory),
 		cmocka_unit_test(test_upload_answers),
+		cmocka_unit_test(test_registrations),
 		cmocka_unit_test(test_bodies),
 	};
 
