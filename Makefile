@@ -51,9 +51,9 @@ src_worker += $(wildcard worker/backend/cuda/*.c)
 cuda_objs := $(patsubst %.cu,$(OUT)/obj/%.cu.o,$(wildcard worker/backend/cuda/*.cu))
 cuda_libs := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lstdc++
 # Machine code for Hopper, PTX for what else there is from Ampere on.
+CUDA_CODE ?= -gencode arch=compute_90,code=sm_90 -gencode arch=compute_80,code=compute_80
 NVCCFLAGS ?= -O3 -lineinfo
-Q_NVCCFLAGS := -std=c++17 -I. -gencode arch=compute_90,code=sm_90 -gencode arch=compute_80,code=compute_80 \
-               -Xcompiler -Wall,-Wextra,-fno-strict-aliasing
+Q_NVCCFLAGS := -std=c++17 -I. $(CUDA_CODE) -Xcompiler -Wall,-Wextra,-fno-strict-aliasing
 Q_CFLAGS += -isystem $(CUDA_HOME)/include
 endif
 # The one file that names the backends there are.

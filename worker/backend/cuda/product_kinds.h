@@ -19,7 +19,7 @@ enum cuda_kind {
 	CUDA_KINDS
 };
 
-enum { CUDA_KIND_DEFAULT = CUDA_F16X3 };
+#define CUDA_KIND_DEFAULT CUDA_F16X3
 
 /* "bf16x3" and so on. */
 const char *cuda_kind_name(enum cuda_kind kind);
