@@ -10,6 +10,7 @@
 
 #include "common/half.h"
 #include "tests/lib/quant_case.h"
+#include "tests/lib/tested_backend.h"
 #include "tests/lib/tuned_case.h"
 #include "worker/backend/grid_snap.h"
 #include "worker/backend/group_step.h"
@@ -198,6 +199,41 @@ static void test_modules(void **state)
 	}
 }
 
+/* Scales so small that halves of them are subnormal: their steps do not shrink with them. */
+static void test_small_scales_are_stored(void **state)
+{
+	(void)state;
+	for (int n = 0; n < 2; n++) {
+		struct backend *be = open_backend(tested_name(n), 2);
+		struct rng r = { 31 };
+		struct quant_site site;
+		struct quant_case q;
+		struct err err = ERR_INIT;
+
+		quant_case_init(&q, &r, W_NORMAL, 24, 96, (struct grid){ .bits = 4, .group = 32 });
+		for (size_t i = 0; i < q.rows * q.cols; i++)
+			q.w[i] *= 1e-5f;
+		if (site_of(&site, be, q.h, q.cols, 0.01, true, &err) != 0)
+			fail_msg("%s", err.text);
+		for (int k = 0; k < KINDS; k++) {
+			struct quant_options options = { .grid = kinds[k], .method = FIT_NEUQI, .ldlq = true, .refine = 3 };
+			const struct quant_weights w = { q.w, q.w, q.rows };
+			struct quant_result out;
+
+			options.grid.bits = 4;
+			options.grid.group = 32;
+			if (quant_module(&out, be, &site, &options, &w, &err) != 0)
+				fail_msg("%s", err.text);
+			for (size_t i = 0; i < q.rows * (q.cols / 32); i++)
+				check_stored(&options.grid, out.scales[i], out.zeros[i]);
+			quant_result_deinit(&out);
+		}
+		quant_site_deinit(&site);
+		quant_case_deinit(&q);
+		be->ops->close(be);
+	}
+}
+
 /* --- training ------------------------------------------------------------------------------------ */
 
 static int pull_to_half(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
@@ -264,6 +300,7 @@ int main(void)
 		cmocka_unit_test(test_what_no_half_holds_stays),
 		cmocka_unit_test(test_group_step_stays_on_the_grid),
 		cmocka_unit_test(test_modules),
+		cmocka_unit_test(test_small_scales_are_stored),
 		cmocka_unit_test(test_training_computes_with_what_is_stored),
 	};
 

@@ -231,6 +231,18 @@ static void sweep_row(const struct refine_job *job, struct tile *t, size_t row)
 	job->k->sweep(&r);
 }
 
+/* group_step() in true units: what may be stored, a subnormal half for one, does not scale. */
+static double true_step(const struct refine_job *job, const struct group_sums *m, double least, double unit, float *s,
+			float *z)
+{
+	const struct group_sums sums = { m->qq, m->q1, m->oo, m->rq * unit, m->r1 * unit };
+	float stored = (float)(*s * unit);
+	const double gain = group_step(job->grid, &sums, least * unit * unit, &stored, z);
+
+	*s = (float)(stored / unit);
+	return gain;
+}
+
 /* The row's step in group g; x receives the change of its values s q + t. */
 static bool step_row(const struct refine_job *job, struct tile *t, size_t row, size_t g)
 {
@@ -241,7 +253,7 @@ static bool step_row(const struct refine_job *job, struct tile *t, size_t row, s
 	float ds, dt;
 
 	job->k->sums(t->q + at, job->ones + g * n, t->r + at, n, &m.q1, &m.rq, &m.r1);
-	gain = group_step(job->grid, &m, refine_least_step * t->before[row], &t->s[side], &t->z[side]);
+	gain = true_step(job, &m, refine_least_step * t->before[row], t->unit[row], &t->s[side], &t->z[side]);
 	ds = (float)(t->s[side] - s);
 	dt = (float)(s * z - (double)t->s[side] * t->z[side]);
 	for (size_t c = at; c < at + n; c++)
