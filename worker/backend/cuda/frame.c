@@ -49,16 +49,21 @@ static void *add(struct cuda_frame *f, void *host, size_t bytes)
 	return device;
 }
 
-const void *cuda_in(struct cuda_frame *f, const void *array, size_t bytes)
+/* The array's contents on the device; they go back to `host`, unless that is NULL, in the end. */
+static void *bring(struct cuda_frame *f, const void *array, void *host, size_t bytes)
 {
-	void *device;
+	void *device = add(f, host, bytes);
 
-	if (!array || f->rc != 0 || cuda_is_own(array))
-		return f->rc == 0 ? array : NULL;
-	device = add(f, NULL, bytes);
 	if (device)
 		cuda_try(f, cuda_upload(f->cuda->transfer, device, array, bytes));
 	return f->rc == 0 ? device : NULL;
+}
+
+const void *cuda_in(struct cuda_frame *f, const void *array, size_t bytes)
+{
+	if (!array || f->rc != 0 || cuda_is_own(array))
+		return f->rc == 0 ? array : NULL;
+	return bring(f, array, NULL, bytes);
 }
 
 void *cuda_out(struct cuda_frame *f, void *array, size_t bytes)
@@ -70,14 +75,9 @@ void *cuda_out(struct cuda_frame *f, void *array, size_t bytes)
 
 void *cuda_inout(struct cuda_frame *f, void *array, size_t bytes)
 {
-	void *device;
-
 	if (!array || f->rc != 0 || cuda_is_own(array))
 		return f->rc == 0 ? array : NULL;
-	device = add(f, array, bytes);
-	if (device)
-		cuda_try(f, cuda_upload(f->cuda->transfer, device, array, bytes));
-	return f->rc == 0 ? device : NULL;
+	return bring(f, array, array, bytes);
 }
 
 void *cuda_take(struct cuda_frame *f, size_t bytes)
