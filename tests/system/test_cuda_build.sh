@@ -25,8 +25,9 @@ check() {
 }
 
 build=$PWD/build
-make -C "$QUARRY_ROOT" -s CUDA=1 CUDA_CODE='-gencode arch=compute_90,code=sm_90' OUT="$build" "$build/quarry-worker" \
-	>build.log 2>&1
+# Not part of the make that may run this test: its flags and its job server stay there.
+env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -C "$QUARRY_ROOT" -s -j"$(nproc)" CUDA=1 OUT="$build" \
+	CUDA_CODE='-gencode arch=compute_90,code=sm_90' "$build/quarry-worker" >build.log 2>&1
 check $? "the worker builds with CUDA=1" build.log
 ! grep -n 'warning' build.log
 check $? "without a warning" build.log
