@@ -152,14 +152,17 @@ static void print_plan_tasks(const struct json *tasks)
 static void print_estimate(const struct json *plan)
 {
 	const struct json *e = json_get(plan, "estimate");
-	char took[TEXT_SHORT], name[64];
+	const long long devices = json_get_int(e, "devices", 0);
+	char took[TEXT_SHORT], name[64], on_device[64] = "";
 
 	if (!e)
 		return;
-	printf("time     %s on %lld worker%s with %lld thread%s, by %s\n",
+	if (devices > 0)
+		snprintf(on_device, sizeof(on_device), " and %lld device%s", devices, devices == 1 ? "" : "s");
+	printf("time     %s on %lld worker%s with %lld thread%s%s, by %s\n",
 	       text_duration(json_get_number(e, "seconds", 0), took), (long long)json_get_int(e, "workers", 1),
 	       json_get_int(e, "workers", 1) == 1 ? "" : "s", (long long)json_get_int(e, "threads", 1),
-	       json_get_int(e, "threads", 1) == 1 ? "" : "s",
+	       json_get_int(e, "threads", 1) == 1 ? "" : "s", on_device,
 	       json_get_bool(e, "measured", false) ? "what they did before" : "rule of thumb");
 	for (const struct json *x = json_first(json_get(e, "efforts")); x; x = json_next(x))
 		printf("         %-9s %s\n", text_safe(json_key(x), name, sizeof(name)),

@@ -6,6 +6,7 @@
  *  2. blobs_open() flushes every folder, so that a name that a crash left in memory only is on disk
  *     before anybody can ask for it.
  *  3. Names come from digest_is_hex() strings only; nothing a client sends becomes a path otherwise.
+ *  4. Nobody writes into a file that has its name: workers on this host may have hard links to it (and set its times).
  * Owns DATA/blobs and DATA/uploads. Must not know SQL, HTTP or jobs.
  */
 #include "server/blobs.h"
@@ -14,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -108,6 +110,8 @@ struct blobs *blobs_open(const char *data_dir, struct err *err)
 	    file_sync_parent(b->blobs_dir, err) != 0 ||
 	    each_entry(b->blobs_dir, flush_folder, err, err) != 0)
 		goto fail;
+	b->seen_blobs = realpath(b->blobs_dir, NULL);
+	b->seen_uploads = realpath(b->uploads_dir, NULL);
 	return b;
 fail:
 	blobs_close(b);
@@ -122,7 +126,19 @@ void blobs_close(struct blobs *b)
 	pthread_mutex_destroy(&b->lock);
 	mem_free(b->blobs_dir);
 	mem_free(b->uploads_dir);
+	free(b->seen_blobs); /* realpath() made them */
+	free(b->seen_uploads);
 	mem_free(b);
+}
+
+bool blobs_seen_path(const struct blobs *b, const char *sha256, char out[PATH_MAX])
+{
+	int n;
+
+	if (!b->seen_blobs || !digest_is_hex(sha256))
+		return false;
+	n = snprintf(out, PATH_MAX, "%s/%.2s/%s", b->seen_blobs, sha256, sha256);
+	return n > 0 && n < PATH_MAX;
 }
 
 bool blobs_has(struct blobs *b, const char *sha256, uint64_t *bytes)

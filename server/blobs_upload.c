@@ -92,24 +92,29 @@ void upload_leave(struct blobs *b, struct upload_use *use)
 	pthread_mutex_unlock(&b->lock);
 }
 
-/* --- the two files of an upload ---------------------------------------------------- */
+/* --- the files of an upload --------------------------------------------------------- */
 
-struct upload_files { char data[PATH_MAX], marks[PATH_MAX]; };
-
-static int upload_paths(const struct blobs *b, const char *sha256, struct upload_files *f, struct err *err)
+static bool upload_path(const struct blobs *b, const char *sha256, const char *ending, char out[PATH_MAX])
 {
-	int n = snprintf(f->data, PATH_MAX, "%s/%s.part", b->uploads_dir, sha256);
-	int m = snprintf(f->marks, PATH_MAX, "%s/%s.parts", b->uploads_dir, sha256);
+	int n = snprintf(out, PATH_MAX, "%s/%s%s", b->uploads_dir, sha256, ending);
 
-	if (n < 0 || n >= PATH_MAX || m < 0 || m >= PATH_MAX)
-		return err_set(err, ERR_INVALID, "the data folder's path is too long: %s", b->uploads_dir);
-	return 0;
+	return n > 0 && n < PATH_MAX;
 }
 
-static void upload_drop(const struct upload_files *f)
+int upload_paths(const struct blobs *b, const char *sha256, struct upload_files *f, struct err *err)
+{
+	if (upload_path(b, sha256, ".part", f->data) && upload_path(b, sha256, ".parts", f->marks) &&
+	    upload_path(b, sha256, ".placed", f->placed) && upload_path(b, sha256, ".taken", f->taken))
+		return 0;
+	return err_set(err, ERR_INVALID, "the data folder's path is too long: %s", b->uploads_dir);
+}
+
+void upload_drop(const struct upload_files *f)
 {
 	unlink(f->marks); /* first: marks without data would promise parts that are not there */
 	unlink(f->data);
+	remove(f->placed);
+	remove(f->taken);
 }
 
 static uint64_t parts_of(uint64_t bytes)
@@ -117,8 +122,7 @@ static uint64_t parts_of(uint64_t bytes)
 	return bytes / BLOB_PART_BYTES + (bytes % BLOB_PART_BYTES != 0);
 }
 
-/* Size of an upload in progress. */
-static int upload_size(const struct upload_files *f, const char *sha256, uint64_t *bytes, struct err *err)
+int upload_size(const struct upload_files *f, const char *sha256, uint64_t *bytes, struct err *err)
 {
 	uint64_t marks;
 
@@ -303,17 +307,31 @@ static int check_parts(const struct upload_files *f, uint64_t bytes, struct err 
 	return rc;
 }
 
-static int check_digest(const struct upload_files *f, const char *sha256, struct err *err)
+int upload_verify(const char *path, const char *sha256, struct err *err)
 {
 	char hex[DIGEST_HEX];
 
-	if (digest_file(f->data, hex, NULL, err) != 0)
+	if (digest_file(path, hex, NULL, err) != 0)
 		return -1;
 	if (strcmp(hex, sha256) == 0)
-		return 0;
-	upload_drop(f);
-	return err_set(err, ERR_CORRUPT, "the uploaded bytes have SHA-256 %s, not %s; upload them again", hex,
-		       sha256);
+		return 1;
+	err_set(err, ERR_CORRUPT, "the uploaded bytes have SHA-256 %s, not %s; upload them again", hex, sha256);
+	return 0;
+}
+
+static int check_digest(const struct upload_files *f, const char *sha256, struct err *err)
+{
+	int right = upload_verify(f->data, sha256, err);
+
+	if (right == 0)
+		upload_drop(f);
+	return right == 1 ? 0 : -1;
+}
+
+int upload_flush(int fd, const char *path, struct err *err)
+{
+	futimens(fd, NULL);
+	return file_sync(fd, path, err);
 }
 
 static int flush_data(const struct upload_files *f, struct err *err)
@@ -323,25 +341,23 @@ static int flush_data(const struct upload_files *f, struct err *err)
 
 	if (fd < 0)
 		return -1;
-	futimens(fd, NULL); /* blobs_sweep() spares fresh files */
-	rc = file_sync(fd, f->data, err);
+	rc = upload_flush(fd, f->data, err);
 	close(fd);
 	if (rc != 0)
 		upload_drop(f);
 	return rc;
 }
 
-/* Gives the file its name; on failure takes the name away again. */
-static int name_blob(struct blobs *b, const struct upload_files *f, const char *sha256, struct err *err)
+int upload_name(struct blobs *b, const char *path, const char *sha256, struct err *err)
 {
-	char path[PATH_MAX];
+	char name[PATH_MAX];
 
-	if (blob_path(b, sha256, path, err) != 0 || blob_make_folder(b, sha256, err) != 0)
+	if (blob_path(b, sha256, name, err) != 0 || blob_make_folder(b, sha256, err) != 0)
 		return -1;
-	if (file_rename_durable(f->data, path, err) == 0)
+	if (file_rename_durable(path, name, err) == 0)
 		return 0;
-	if (file_exists(path) && rename(path, f->data) != 0)
-		unlink(path);
+	if (file_exists(name) && rename(name, path) != 0)
+		unlink(name);
 	return -1;
 }
 
@@ -357,9 +373,9 @@ static int complete_inside(struct blobs *b, const char *sha256, uint64_t *bytes,
 	}
 	if (upload_size(&f, sha256, bytes, err) != 0 || check_parts(&f, *bytes, err) != 0 ||
 	    check_digest(&f, sha256, err) != 0 || flush_data(&f, err) != 0 ||
-	    name_blob(b, &f, sha256, err) != 0)
+	    upload_name(b, f.data, sha256, err) != 0)
 		return -1;
-	unlink(f.marks);
+	upload_drop(&f);
 	return 0;
 }
 

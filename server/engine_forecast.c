@@ -13,16 +13,18 @@ static int64_t cores(void)
 	return count > 0 ? count : 1;
 }
 
-static int read_workers(struct store *db, int64_t live_since, int64_t *workers, int64_t *threads, struct err *err)
+static int read_crew(struct store *db, int64_t live_since, struct plan_crew *crew, struct err *err)
 {
 	struct query *q = store_select(db, SQL_WORKER_THREADS, err, sql_i(live_since));
 	int found = query_next(q, err);
 
-	if (found == 1) {
-		*workers = query_int(q, 0);
-		*threads = query_int(q, 1);
-	}
+	if (found == 1)
+		*crew = (struct plan_crew){ query_int(q, 0), query_int(q, 1), query_int(q, 2), query_int(q, 3) };
 	query_done(q);
+	if (crew->workers == 0)
+		*crew = (struct plan_crew){ .workers = 1, .threads = cores() };
+	crew->threads = crew->threads > crew->workers ? crew->threads : crew->workers;
+	crew->device_threads = crew->device_threads < crew->threads ? crew->device_threads : crew->threads;
 	return found < 0 ? -1 : 0;
 }
 
@@ -46,15 +48,13 @@ static int read_history(struct store *db, int64_t live_since, struct plan_histor
 
 int submit_forecast(struct submit *s, bool with_efforts, struct plan_forecast *out)
 {
-	int64_t live_since = s->tx->now_ms - s->tx->e->config.lease_ms, workers = 0, threads = 0;
+	int64_t live_since = s->tx->now_ms - s->tx->e->config.lease_ms;
 	struct plan_history history = { 0 };
+	struct plan_crew crew = { 0 };
 
-	if (read_workers(s->tx->db, live_since, &workers, &threads, s->err) != 0 ||
+	if (read_crew(s->tx->db, live_since, &crew, s->err) != 0 ||
 	    read_history(s->tx->db, live_since, &history, s->err) != 0)
 		return -1;
-	if (workers == 0)
-		threads = cores();
-	workers = workers > 0 ? workers : 1;
-	plan_fleet_init(&out->fleet, workers, threads > workers ? threads : workers, &history);
+	plan_fleet_init(&out->fleet, &crew, &history);
 	return plan_forecast(out, &s->plan, &s->plan_request, with_efforts, s->err);
 }

@@ -196,7 +196,7 @@ int blob_require(struct store *db, const char *sha256, int64_t *bytes, struct er
 /* Drops all outputs that tasks of the job still keep. */
 int job_drop_outputs(struct tx *tx, const struct job_ref *job, struct err *err);
 
-struct worker_ref { int64_t pk, draining, last_seen_ms, memory_bytes; char id[ID_MAX], name[128]; };
+struct worker_ref { int64_t pk, draining, last_seen_ms, memory_bytes, sees_paths; char id[ID_MAX], name[128]; };
 /* The worker of the request's body field "worker", which must belong to the caller; notes that it was seen. */
 int worker_of_request(struct tx *tx, const struct engine_request *r, struct worker_ref *w, struct err *err);
 

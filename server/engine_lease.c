@@ -1,10 +1,12 @@
 /* Leases: handing out a task, hearing of it, and giving it back. */
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/alloc.h"
 #include "common/utf8.h"
+#include "server/blobs.h"
 #include "server/engine_internal.h"
 #include "server/schedule.h"
 
@@ -31,7 +33,18 @@ static int read_have(const struct json *body, const char *have[HAVE_MAX], size_t
 	return 0;
 }
 
-static struct json *inputs_json(struct store *db, int64_t task, struct err *err)
+/* Where the files of the inputs are, for a worker that sees our folders. */
+static int tell_paths(const struct blobs *blobs, struct json *inputs)
+{
+	char path[PATH_MAX];
+
+	for (struct json *o = json_first(inputs); o; o = json_next(o))
+		if (blobs_seen_path(blobs, json_get_string(o, "sha256", ""), path) && json_set_string(o, "path", path) != 0)
+			return -1;
+	return 0;
+}
+
+static struct json *inputs_json(struct store *db, int64_t task, const struct blobs *seen, struct err *err)
 {
 	struct json *list = json_new_array();
 	struct query *q = store_select(db, SQL_TASK_INPUTS, err, sql_i(task));
@@ -53,7 +66,10 @@ static struct json *inputs_json(struct store *db, int64_t task, struct err *err)
 			err_set_nomem(err, "a lease");
 	}
 	query_done(q);
-	if (rc == 0 && checkpoint_add_input(db, task, list, err) == 0)
+	rc = rc != 0 ? rc : checkpoint_add_input(db, task, list, err);
+	if (rc == 0 && seen && (rc = tell_paths(seen, list)) != 0)
+		err_set_nomem(err, "a lease");
+	if (rc == 0)
 		return list;
 	json_free(list);
 	return NULL;
@@ -96,10 +112,11 @@ static struct json *spec_json(struct store *db, int64_t task, struct err *err)
 	return spec;
 }
 
-static int fill_lease(struct tx *tx, const struct task_ref *t, const struct job_ref *job,
+static int fill_lease(struct tx *tx, const struct task_ref *t, const struct job_ref *job, const struct worker_ref *w,
 		      struct engine_reply *reply)
 {
 	const struct engine_config *config = &tx->e->config;
+	const struct blobs *seen = w->sees_paths ? config->blobs : NULL;
 	struct json *spec = spec_json(tx->db, t->pk, &reply->err);
 	bool reference = strcmp(json_get_string(spec, "model", ""), "reference") == 0;
 	char id[ID_MAX];
@@ -114,7 +131,7 @@ static int fill_lease(struct tx *tx, const struct task_ref *t, const struct job_
 	     json_set_number(reply->body, "lease_seconds", (double)config->lease_ms / 1000) |
 	     json_set_number(reply->body, "accept_seconds", (double)config->accept_ms / 1000);
 	rc |= json_set(reply->body, "spec", spec);
-	if (rc == 0 && json_set(reply->body, "inputs", inputs_json(tx->db, t->pk, &reply->err)) == 0 &&
+	if (rc == 0 && json_set(reply->body, "inputs", inputs_json(tx->db, t->pk, seen, &reply->err)) == 0 &&
 	    json_set(reply->body, "model", model_json(tx->db, reference ? SQL_JOB_REFERENCE : SQL_JOB_MODEL, job->pk,
 						      &reply->err)) == 0)
 		return 0;
@@ -156,7 +173,7 @@ int verb_lease(struct tx *tx, const struct engine_request *r, struct engine_repl
 		return nothing_to_lease(reply, false);
 	change.attempts = t.attempts;
 	if (task_move(tx->db, &t, &change, &reply->err) != 0 ||
-	    job_load(tx->db, t.job, &job, &reply->err) != 0 || fill_lease(tx, &t, &job, reply) != 0 ||
+	    job_load(tx->db, t.job, &job, &reply->err) != 0 || fill_lease(tx, &t, &job, &w, reply) != 0 ||
 	    effects_wake(tx->fx, WAKE_JOB, job.id, &reply->err) != 0 ||
 	    effects_wake(tx->fx, WAKE_WORKER, w.id, &reply->err) != 0)
 		return -1;

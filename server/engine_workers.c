@@ -21,6 +21,7 @@ static int worker_fields(struct query *q, struct worker_ref *w, struct err *err)
 		w->draining = query_int(q, 3);
 		w->last_seen_ms = query_int(q, 4);
 		w->memory_bytes = query_int(q, 5);
+		w->sees_paths = query_int(q, 6);
 	}
 	query_done(q);
 	return found;

@@ -35,8 +35,11 @@ static const char *name_of(struct query *q, char out[PLACE_MAX])
 	return out;
 }
 
-/* The sentence of one earlier holder; "" when there is nothing to say. q: SQL_ATTEMPTS_OF_JOB. */
-static void describe(struct query *q, const struct json *stats, const struct json *result, char out[SENTENCE_MAX])
+/* A sentence about one row; "" when there is nothing to say. */
+typedef void (*describe_fn)(struct query *q, const struct json *stats, const struct json *result, char out[SENTENCE_MAX]);
+
+/* Of one earlier holder. q: SQL_ATTEMPTS_OF_JOB. */
+static void describe_attempt(struct query *q, const struct json *stats, const struct json *result, char out[SENTENCE_MAX])
 {
 	const char *backend = json_get_string(stats, "backend", "?"), *identity = json_get_string(stats, "identity", "?");
 	long long resumed_at = (long long)json_get_int(result, "resumed_at", 0);
@@ -53,7 +56,21 @@ static void describe(struct query *q, const struct json *stats, const struct jso
 			 query_text(q, 8));
 }
 
-static int add_row(struct query *q, struct json *list, char last[SENTENCE_MAX], struct err *err)
+/* Of a task whose device had no memory for the usual pieces. q: SQL_TASKS_IN_PIECES. */
+static void describe_pieces(struct query *q, const struct json *stats, const struct json *result, char out[SENTENCE_MAX])
+{
+	const long long tokens = (long long)json_get_int(stats, "piece_tokens", 0);
+	char name[PLACE_MAX];
+
+	(void)result;
+	out[0] = '\0';
+	if (tokens > 0)
+		snprintf(out, SENTENCE_MAX, "%s was done in pieces of %lld tokens by %.100s, whose device had no memory for larger "
+			 "ones: its bits may differ from those of a run in larger pieces, because products of other shapes may sum "
+			 "in another order", name_of(q, name), tokens, query_text(q, 8));
+}
+
+static int add_row(struct query *q, describe_fn describe, struct json *list, char last[SENTENCE_MAX], struct err *err)
 {
 	struct json *stats = json_parse_stored(query_text(q, 7), err);
 	struct json *result = stats ? json_parse_stored(query_text(q, 9), err) : NULL;
@@ -71,18 +88,26 @@ static int add_row(struct query *q, struct json *list, char last[SENTENCE_MAX], 
 	return rc;
 }
 
+/* One sentence for tasks that follow each other and would be given the same. */
+static int add_rows(struct store *db, const struct job_ref *job, enum sql sql, describe_fn describe, struct json *list,
+		    struct err *err)
+{
+	struct query *q = store_select(db, sql, err, sql_i(job->first_task), sql_i(job->first_task + job->task_count - 1));
+	char last[SENTENCE_MAX] = "";
+	int more, rc = 0;
+
+	while (rc == 0 && (more = query_next(q, err)) != 0 && json_size(list) < WARNINGS_MOST)
+		rc = more < 0 ? -1 : add_row(q, describe, list, last, err);
+	query_done(q);
+	return rc;
+}
+
 struct json *backends_warnings(struct store *db, const struct job_ref *job, struct err *err)
 {
 	struct json *list = json_new_array();
-	struct query *q = store_select(db, SQL_ATTEMPTS_OF_JOB, err, sql_i(job->first_task),
-				       sql_i(job->first_task + job->task_count - 1));
-	char last[SENTENCE_MAX] = "";
-	int more, rc = list ? 0 : -1;
 
-	while (rc == 0 && (more = query_next(q, err)) != 0 && json_size(list) < WARNINGS_MOST)
-		rc = more < 0 ? -1 : add_row(q, list, last, err);
-	query_done(q);
-	if (rc == 0)
+	if (list && add_rows(db, job, SQL_ATTEMPTS_OF_JOB, describe_attempt, list, err) == 0 &&
+	    add_rows(db, job, SQL_TASKS_IN_PIECES, describe_pieces, list, err) == 0)
 		return list;
 	json_free(list);
 	return NULL;

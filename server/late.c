@@ -9,11 +9,6 @@ const double late_gain_seconds = 1;
 
 /* --- rates -------------------------------------------------------------------- */
 
-static bool is_product(int64_t kind)
-{
-	return kind == KIND_CAPTURE || kind == KIND_QUANTIZE || kind == KIND_DISTILL || kind == KIND_EVALUATE;
-}
-
 void late_rates(struct late_worker *w)
 {
 	double expected = 0, seconds = 0;
@@ -22,11 +17,11 @@ void late_rates(struct late_worker *w)
 		bool known = w->work[k] > 0 && w->seconds[k] > 0;
 
 		w->rate[k] = known ? w->work[k] / w->seconds[k] : 0;
-		expected += known && is_product(k) ? w->work[k] / plan_default_rate[k] : 0;
-		seconds += known && is_product(k) ? w->seconds[k] : 0;
+		expected += known && plan_is_product(k) ? w->work[k] / plan_default_rate[k] : 0;
+		seconds += known && plan_is_product(k) ? w->seconds[k] : 0;
 	}
 	for (int k = 1; k < KIND_COUNT && seconds > 0; k++)
-		if (w->rate[k] == 0 && is_product(k))
+		if (w->rate[k] == 0 && plan_is_product(k))
 			w->rate[k] = expected / seconds * plan_default_rate[k];
 }
 

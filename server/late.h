@@ -44,7 +44,7 @@ struct late_view {
 
 /* Rates of the kinds that were measured; and among those that are matrix products above all (capture,
  * quantize, distill, evaluate), of the others by plan_default_rate, made faster or slower as the measured
- * ones are. */
+ * ones are: on a device they stand to each other as on a processor. */
 void late_rates(struct late_worker *w);
 /* Seconds until a lease ends: `progress` 0..1 after `elapsed` seconds of a task of that work; rate 0: not
  * known. */

@@ -152,7 +152,8 @@ static struct json *forecast_json(const struct plan_forecast *f)
 {
 	struct json *o = json_new_object();
 
-	if ((json_set_int(o, "workers", f->fleet.workers) | json_set_int(o, "threads", f->fleet.threads) |
+	if ((json_set_int(o, "workers", f->fleet.crew.workers) | json_set_int(o, "threads", f->fleet.crew.threads) |
+	     json_set_int(o, "devices", f->fleet.crew.devices) |
 	     json_set_bool(o, "measured", f->fleet.measured) | json_set_number(o, "seconds", f->seconds) |
 	     json_set(o, "efforts", efforts_json(f))) == 0)
 		return o;

@@ -8,26 +8,41 @@ const double plan_default_rate[KIND_COUNT] = {
 	[KIND_VERIFY] = 8000, [KIND_TOKENIZE] = 8000, [KIND_EMBED] = 4000, [KIND_CAPTURE] = 64000,
 	[KIND_QUANTIZE] = 64000, [KIND_DISTILL] = 60000, [KIND_EVALUATE] = 64000, [KIND_ASSEMBLE] = 4000,
 };
+const double plan_device_threads = 500;
 
 /* --- rates -------------------------------------------------------------------- */
 
-void plan_fleet_init(struct plan_fleet *fleet, int64_t workers, int64_t threads, const struct plan_history *history)
+bool plan_is_product(int64_t kind)
+{
+	return kind == KIND_CAPTURE || kind == KIND_QUANTIZE || kind == KIND_DISTILL || kind == KIND_EVALUATE;
+}
+
+/* What one worker does, on average, before anything is measured. */
+static double default_rate(const struct plan_crew *crew, int64_t kind)
+{
+	double threads = (double)crew->threads;
+
+	if (plan_is_product(kind))
+		threads += (double)crew->devices * plan_device_threads - (double)crew->device_threads;
+	return threads / (double)crew->workers * plan_default_rate[kind];
+}
+
+void plan_fleet_init(struct plan_fleet *fleet, const struct plan_crew *crew, const struct plan_history *history)
 {
 	double expected = 0, seconds = 0, factor;
 
-	*fleet = (struct plan_fleet){ .workers = workers, .threads = threads };
+	*fleet = (struct plan_fleet){ .crew = *crew };
 	for (int k = 1; k < KIND_COUNT; k++) {
 		bool known = history->work[k] > 0 && history->seconds[k] > 0;
 
-		expected += known ? history->work[k] / plan_default_rate[k] : 0;
+		expected += known ? history->work[k] / default_rate(crew, k) : 0;
 		seconds += known ? history->seconds[k] : 0;
 	}
 	fleet->measured = seconds > 0;
-	/* Default threads that one worker is worth. */
-	factor = fleet->measured ? expected / seconds : (double)threads / (double)workers;
+	factor = fleet->measured ? expected / seconds : 1;
 	for (int k = 1; k < KIND_COUNT; k++)
 		fleet->rate[k] = history->work[k] > 0 && history->seconds[k] > 0
-			? history->work[k] / history->seconds[k] : factor * plan_default_rate[k];
+			? history->work[k] / history->seconds[k] : factor * default_rate(crew, k);
 }
 
 /* --- heaps -------------------------------------------------------------------- */
@@ -132,7 +147,7 @@ static double play(struct game *g)
 	while (g->ready.count > 0 || g->running.count > 0) {
 		struct entry done;
 
-		while (g->ready.count > 0 && g->running.count < (size_t)g->fleet->workers) {
+		while (g->ready.count > 0 && g->running.count < (size_t)g->fleet->crew.workers) {
 			size_t task = heap_pop(&g->ready).task;
 
 			heap_push(&g->running, now + duration(g, task), task);

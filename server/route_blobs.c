@@ -3,6 +3,7 @@
  * A blob is announced to the engine (VERB_BLOB_ADD) only after its file has its name on disk, and "exists" is
  * said only after the engine has its row: a crash in between leaves a file that the next upload of it finds.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,7 +61,8 @@ static void exists_done(struct request *r)
 	reply_own(r, 200, body);
 }
 
-static struct json *upload_json(const char *sha256, const unsigned char *done, size_t parts)
+/* place: where the bytes may be put instead of sending them, or NULL. */
+static struct json *upload_json(const char *sha256, const unsigned char *done, size_t parts, const char *place)
 {
 	struct json *o = json_new_object(), *list = json_new_array();
 	char id[2 + DIGEST_HEX] = "u_";
@@ -73,6 +75,8 @@ static struct json *upload_json(const char *sha256, const unsigned char *done, s
 	if (!failed)
 		failed = json_set_bool(o, "exists", false) | json_set_string(o, "upload", id) |
 			 json_set_int(o, "part_bytes", BLOB_PART_BYTES);
+	if (!failed && place)
+		failed = json_set_string(o, "place", place);
 	if (!failed) {
 		failed = json_set(o, "parts_done", list);
 		list = NULL;
@@ -85,15 +89,24 @@ static struct json *upload_json(const char *sha256, const unsigned char *done, s
 	return o;
 }
 
+/* Only who works here may put files into our folder. */
+static bool may_place(const struct request *r)
+{
+	return access_allows(ACCESS_WORK, r->role);
+}
+
 static void upload_open(struct request *r)
 {
+	bool place = json_get_bool(r->json, "place", false) && may_place(r);
 	unsigned char *done = NULL;
+	char path[PATH_MAX];
 	size_t parts = 0;
 
 	if (blobs_upload_begin(r->app->blobs, r->sha256, r->bytes, &done, &parts, &r->err) != 0)
 		reply_problem(r->x, &r->err, NULL);
 	else
-		reply_own(r, 201, upload_json(r->sha256, done, parts));
+		reply_own(r, 201, upload_json(r->sha256, done, parts,
+					      place && blobs_place_path(r->app->blobs, r->sha256, path) ? path : NULL));
 	mem_free(done);
 }
 
@@ -172,11 +185,19 @@ void route_upload_part(struct request *r)
 
 /* --- POST /v1/uploads/{id}/complete ------------------------------------------------------- */
 
+static bool is_placed(const struct request *r)
+{
+	return json_get_bool(r->json, "placed", false);
+}
+
 static void complete_run(struct offload_job *job)
 {
 	struct request *r = (struct request *)((char *)job - offsetof(struct request, job));
 
-	blobs_upload_complete(r->app->blobs, r->sha256, &r->bytes, &r->err);
+	if (is_placed(r))
+		blobs_place_complete(r->app->blobs, r->sha256, &r->bytes, &r->err);
+	else
+		blobs_upload_complete(r->app->blobs, r->sha256, &r->bytes, &r->err);
 	http_resume(r->x);
 }
 
@@ -200,6 +221,8 @@ void route_upload_complete(struct request *r)
 {
 	if (upload_id(r) != 0)
 		reply_problem(r->x, &r->err, NULL);
+	else if (is_placed(r) && !may_place(r))
+		reply_problem_status(r->x, 403, ERR_FORBIDDEN, "only a worker may place a file; send the parts");
 	else
 		request_offload(r, complete_run, complete_done);
 }

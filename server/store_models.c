@@ -96,7 +96,7 @@ const struct sql_text store_sql_models[] = {
 	{ SQL_WORKER_ID_OF,
 	  "SELECT id FROM workers WHERE subject = ?1 AND name = ?2" },
 	{ SQL_WORKER_OF,
-	  "SELECT pk, id, name, draining, last_seen_ms, memory_bytes FROM workers WHERE id = ?1 AND "
+	  "SELECT pk, id, name, draining, last_seen_ms, memory_bytes, sees_paths FROM workers WHERE id = ?1 AND "
 	  "subject = ?2" },
 	{ SQL_WORKER_OTHER,
 	  "SELECT 1 FROM workers w WHERE w.pk <> ?2 AND w.draining = 0 AND w.last_seen_ms >= ?3 AND NOT "
@@ -132,7 +132,8 @@ const struct sql_text store_sql_models[] = {
 	  "0) FROM (SELECT w.last_seen_ms < ?1 AS lost, w.draining AS draining, EXISTS (SELECT 1 FROM "
 	  "tasks t WHERE t.state = 3 AND t.worker = w.pk) AS busy FROM workers w)" },
 	{ SQL_WORKER_THREADS,
-	  "SELECT count(*), coalesce(sum(threads), 0) FROM workers WHERE last_seen_ms >= ?1 AND draining = 0" },
+	  "SELECT count(*), coalesce(sum(threads), 0), count(device), coalesce(sum(threads) FILTER (WHERE device IS NOT "
+	  "NULL), 0) FROM workers WHERE last_seen_ms >= ?1 AND draining = 0" },
 	{ SQL_WORKER_MOST_MEMORY,
 	  "SELECT coalesce(max(memory_bytes), 0) FROM workers WHERE last_seen_ms >= ?1" },
 	{ SQL_COUNT, NULL },

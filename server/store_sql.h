@@ -106,6 +106,8 @@ enum sql {
 	SQL_ATTEMPTS,               /* (task) -> worker error detail log ended_ms backend identity, of those that count */
 	SQL_ATTEMPTS_OF_JOB,        /* (first last) -> task kind layer worker error backend identity, and stats worker result of the
 	                               one that did it */
+	SQL_TASKS_IN_PIECES,        /* (first last) -> task kind layer null null null null, and stats worker result: of those that tell of
+	                               pieces */
 	SQL_ATTEMPTS_LOST,          /* (task error) -> count of those that do not count */
 	SQL_ATTEMPTS_FORGET,        /* (first last): none of them counts for anything any more */
 	SQL_READY_WORK,             /* (limit) -> kind work, in the order of preference */
@@ -142,7 +144,7 @@ enum sql {
 	SQL_RATES_REMOVE,           /* (subject name) */
 	SQL_RATES,                  /* (worker live_since) -> worker kind work seconds: its own, and those of live workers */
 	SQL_WORKER_ID_OF,           /* (subject name) -> id */
-	SQL_WORKER_OF,              /* (id subject) -> pk id name draining last_seen_ms memory_bytes */
+	SQL_WORKER_OF,              /* (id subject) -> pk id name draining last_seen_ms memory_bytes sees_paths */
 	SQL_WORKER_OTHER,           /* (task worker live_since) -> 1 when another live worker has not failed the task */
 	SQL_WORKER_SEEN,            /* (worker now) */
 	SQL_HOLDERS_SEEN,           /* (now) */
@@ -155,7 +157,7 @@ enum sql {
 	SQL_WORKER_TASKS,           /* (worker) -> pk job_id first_task kind layer progress note leased_ms */
 	SQL_WORKER_COUNTS,          /* (live_since) -> lost draining busy idle */
 	SQL_WORKER_MOST_MEMORY,     /* (live_since) -> bytes */
-	SQL_WORKER_THREADS,         /* (live_since) -> workers threads, of those that take tasks */
+	SQL_WORKER_THREADS,         /* (live_since) -> workers threads devices threads-beside-a-device, of those that take tasks */
 	SQL_COUNT
 };
 

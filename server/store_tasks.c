@@ -139,6 +139,10 @@ const struct sql_text store_sql_tasks[] = {
 	  "SELECT a.task, t.kind, t.layer, a.worker_name, a.error, b.backend, b.identity, r.stats, r.worker, "
 	  "r.result FROM attempts a JOIN tasks t ON t.pk = a.task JOIN task_results r ON r.task = a.task JOIN "
 	  "backends b ON b.pk = a.computes WHERE a.task BETWEEN ?1 AND ?2 ORDER BY a.task, a.epoch" },
+	{ SQL_TASKS_IN_PIECES, /* most tasks do not tell of pieces */
+	  "SELECT t.pk, t.kind, t.layer, NULL, NULL, NULL, NULL, r.stats, r.worker, r.result FROM tasks t JOIN "
+	  "task_results r ON r.task = t.pk WHERE t.pk BETWEEN ?1 AND ?2 AND instr(r.stats, '\"piece_tokens\"') > 0 "
+	  "ORDER BY t.pk" },
 	{ SQL_ATTEMPTS_LOST,
 	  "SELECT count(*) FROM attempts WHERE task = ?1 AND error = ?2 AND counted = 0" },
 	{ SQL_ATTEMPTS_FORGET,

@@ -443,6 +443,7 @@ struct agent *agent_new(const struct agent_config *config, struct err *err)
 		a->transfer = (struct transfer_env){
 			.loop = a->loop, .client = a->client, .clock = config->clock,
 			.contact = note_contact, .contact_ctx = a,
+			.links = { .in = config->read_paths, .out = config->read_paths },
 		};
 		if (open_disk(a, err) == 0) {
 			a->transfer.cache = a->cache;

@@ -31,7 +31,7 @@ struct agent_config {
 	const struct clock *clock;
 	struct backend_options compute; /* threads, device, its memory */
 	uint64_t memory_bytes, cache_bytes;
-	bool read_paths;                /* read checkpoints from local folders that match */
+	bool read_paths;                /* read checkpoints from local folders that match, link local blobs */
 	bool wait_for_server;           /* at the first registration */
 	int64_t checkpoint_ms;          /* at least so long between two checkpoints of a task */
 	int parent;                     /* process whose end means hurry; 0 = none */

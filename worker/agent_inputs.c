@@ -181,7 +181,7 @@ static void fetch_more(struct hold *h)
 		}
 		slot->hold = h;
 		slot->input = h->next_input;
-		slot->fetch = fetch_start(&h->agent->transfer, in->sha256, in->bytes, fetched, slot);
+		slot->fetch = fetch_start(&h->agent->transfer, in->sha256, in->bytes, in->path, fetched, slot);
 		if (!slot->fetch) {
 			hold_retry(h);
 			return;

@@ -1,5 +1,6 @@
 #include "worker/agent_wire.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,6 +25,18 @@ static int require_id(const struct json *o, const char *key, const char **out, s
 	return 0;
 }
 
+/* An absolute path whose last part is `name` and `ending`: whoever tells it cannot mean another file of this host. */
+static int check_path(const char *path, const char *name, const char *ending, struct err *err)
+{
+	const char *last = strrchr(path, '/');
+	size_t len = strlen(name);
+
+	if (path[0] == '/' && strlen(path) < PATH_MAX && strncmp(last + 1, name, len) == 0 &&
+	    strcmp(last + 1 + len, ending) == 0)
+		return 0;
+	return err_set(err, ERR_INVALID, "the path \"%.200s\" is not that of a file %s%s", path, name, ending);
+}
+
 /* --- the lease ------------------------------------------------------------------------------------------ */
 
 static int parse_input(struct lease_input *in, const struct json *o, struct err *err)
@@ -37,6 +50,10 @@ static int parse_input(struct lease_input *in, const struct json *o, struct err 
 	if (!path_is_plain_name(in->name) || !digest_is_hex(in->sha256))
 		return err_set(err, ERR_INVALID, "input \"%.100s\" has no plain name or no SHA-256", in->name);
 	in->bytes = (uint64_t)bytes;
+	if (json_type(json_get(o, "path")) == JSON_NULL)
+		return 0;
+	if (json_require_string(o, "path", &in->path, err) != 0 || check_path(in->path, in->sha256, "", err) != 0)
+		return err_prefix(err, "input %s", in->name);
 	return 0;
 }
 
@@ -255,12 +272,13 @@ char *wire_release(const char *worker, int64_t epoch, const char *reason, const 
 	return finish(o, o && json_set_string(o, "reason", reason) == 0 && (!why || add_failure(o, why, log)));
 }
 
-char *wire_upload_begin(const char *sha256, uint64_t bytes)
+char *wire_upload_begin(const char *sha256, uint64_t bytes, bool place)
 {
 	struct json *o = json_new_object();
 
 	return finish(o, o && json_set_string(o, "sha256", sha256) == 0 &&
-			 json_set_int(o, "bytes", (int64_t)bytes) == 0);
+			 json_set_int(o, "bytes", (int64_t)bytes) == 0 &&
+			 (!place || json_set_bool(o, "place", true) == 0));
 }
 
 /* --- uploads ------------------------------------------------------------------------------------------------ */
@@ -291,7 +309,26 @@ static int parse_parts(struct wire_upload *up, uint64_t bytes, const struct json
 	return 0;
 }
 
-int wire_parse_upload(struct wire_upload *up, uint64_t bytes, const char *text, size_t len,
+static int parse_place(struct wire_upload *up, const char *sha256, const struct json *o, struct err *err)
+{
+	const char *place;
+
+	if (json_type(json_get(o, "place")) == JSON_NULL)
+		return 0;
+	if (json_require_string(o, "place", &place, err) != 0 || check_path(place, sha256, ".placed", err) != 0)
+		return -1;
+	up->place = mem_strdup(place);
+	return up->place ? 0 : err_set_nomem(err, "an upload");
+}
+
+void wire_upload_deinit(struct wire_upload *up)
+{
+	mem_free(up->done);
+	mem_free(up->place);
+	*up = (struct wire_upload){ 0 };
+}
+
+int wire_parse_upload(struct wire_upload *up, const char *sha256, uint64_t bytes, const char *text, size_t len,
 		      struct err *err)
 {
 	struct json *o = json_parse(text, len, err);
@@ -300,10 +337,10 @@ int wire_parse_upload(struct wire_upload *up, uint64_t bytes, const char *text, 
 	*up = (struct wire_upload){ .exists = json_get_bool(o, "exists", false) };
 	if (rc == 0 && !up->exists)
 		rc = parse_parts(up, bytes, o, err);
-	if (rc != 0) {
-		mem_free(up->done);
-		up->done = NULL;
-	}
+	if (rc == 0 && !up->exists)
+		rc = parse_place(up, sha256, o, err);
+	if (rc != 0)
+		wire_upload_deinit(up);
 	json_free(o);
 	return rc;
 }

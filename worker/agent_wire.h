@@ -19,6 +19,7 @@ struct lease_input {
 	const char *name;       /* in the lease's JSON */
 	const char *sha256;
 	uint64_t bytes;
+	const char *path;       /* the blob's file as the coordinator sees it: absolute, named by the digest; NULL: not told */
 };
 
 struct lease {
@@ -57,7 +58,8 @@ char *wire_fail(const char *worker, int64_t epoch, const struct err *why, const 
 char *wire_checkpoint(const char *worker, int64_t epoch, const char *sha256, uint64_t bytes);
 /* why: the error that made the worker give the task back although it is not the task's; NULL: none. */
 char *wire_release(const char *worker, int64_t epoch, const char *reason, const struct err *why, const char *log);
-char *wire_upload_begin(const char *sha256, uint64_t bytes);
+/* place: would rather put the file itself where the coordinator says. */
+char *wire_upload_begin(const char *sha256, uint64_t bytes, bool place);
 
 /* The reply to an upload's beginning. */
 struct wire_upload {
@@ -65,9 +67,11 @@ struct wire_upload {
 	char id[WIRE_ID_MAX + 1];
 	uint64_t part_bytes;
 	size_t parts;           /* in all, from part_bytes and the size */
-	unsigned char *done;    /* one byte a part; free with mem_free() */
+	unsigned char *done;    /* one byte a part; owned */
+	char *place;            /* where the file may be put instead: absolute, named <sha256>.placed; owned; NULL: nowhere */
 };
-int wire_parse_upload(struct wire_upload *upload, uint64_t bytes, const char *text, size_t len,
+int wire_parse_upload(struct wire_upload *upload, const char *sha256, uint64_t bytes, const char *text, size_t len,
 		      struct err *err);
+void wire_upload_deinit(struct wire_upload *upload);
 
 #endif

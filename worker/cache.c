@@ -89,6 +89,14 @@ char *cache_part_path(const struct cache *c, const char *sha256)
 	return path_join(c->dir, name);
 }
 
+static char *link_path(const struct cache *c, const char *sha256)
+{
+	char name[DIGEST_HEX + 8];
+
+	snprintf(name, sizeof(name), "%s.link", sha256);
+	return path_join(c->dir, name);
+}
+
 static void remove_file(char *path)
 {
 	if (path && unlink(path) != 0 && errno != ENOENT)
@@ -128,30 +136,33 @@ static void touch(struct cache *c, struct entry *e)
 
 /* --- opening ------------------------------------------------------------------------------------------ */
 
-/* What an earlier process left: true for "<64 hex>" and "<64 hex>.part". */
-static bool split_name(const char *name, char sha256[DIGEST_HEX], bool *part)
+/* What an earlier process left: true for "<64 hex>" with the ending "", ".part" or ".link". */
+static bool split_name(const char *name, char sha256[DIGEST_HEX], const char **ending)
 {
-	size_t len = strlen(name);
-
-	*part = len == DIGEST_HEX - 1 + 5 && strcmp(name + DIGEST_HEX - 1, ".part") == 0;
-	if (len < DIGEST_HEX - 1 || (!*part && len != DIGEST_HEX - 1))
+	if (strlen(name) < DIGEST_HEX - 1)
 		return false;
 	snprintf(sha256, DIGEST_HEX, "%.64s", name);
-	return digest_is_hex(sha256);
+	*ending = name + DIGEST_HEX - 1;
+	return digest_is_hex(sha256) &&
+	       (**ending == '\0' || strcmp(*ending, ".part") == 0 || strcmp(*ending, ".link") == 0);
 }
 
 static int take_over(struct cache *c, const char *name, struct err *err)
 {
 	char sha256[DIGEST_HEX];
+	const char *ending;
 	struct stat st;
 	struct entry *e;
 	char *path;
-	bool part;
 	int rc;
 
-	if (!split_name(name, sha256, &part))
+	if (!split_name(name, sha256, &ending))
 		return 0;
 	path = path_join(c->dir, name);
+	if (strcmp(ending, ".link") == 0) { /* never became a blob */
+		remove_file(path);
+		return 0;
+	}
 	rc = path ? lstat(path, &st) : -1;
 	mem_free(path);
 	if (rc != 0 || !S_ISREG(st.st_mode))
@@ -159,7 +170,7 @@ static int take_over(struct cache *c, const char *name, struct err *err)
 	e = find_or_add(c, sha256);
 	if (!e)
 		return err_set_nomem(err, "the cache's table");
-	if (part) {
+	if (*ending) {
 		e->part = true;
 		e->part_bytes = (uint64_t)st.st_size;
 	} else {
@@ -353,6 +364,49 @@ int cache_add(struct cache *c, const char *sha256, const char *path, struct err 
 		rc = became_whole(c, sha256, err);
 	if (rc == 0)
 		cache_make_room(c, 0);
+	return rc;
+}
+
+/* The new name may be a link to anything. */
+static int check_link(const char *name, const char *path, uint64_t bytes, struct err *err)
+{
+	struct stat st;
+	int fd;
+
+	if (lstat(name, &st) != 0)
+		return err_set_errno(err, errno, "cannot stat %s", name);
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
+		return err_set(err, ERR_CONFLICT, "%s is no regular file of %llu bytes", path, (unsigned long long)bytes);
+	fd = file_open(name, O_RDONLY | O_NOFOLLOW, 0, err);
+	if (fd < 0)
+		return -1;
+	close(fd);
+	return 0;
+}
+
+int cache_link(struct cache *c, const char *sha256, const char *path, uint64_t bytes, struct err *err)
+{
+	char *name = link_path(c, sha256), *to = cache_path(c, sha256);
+	struct entry *e = find(c, sha256);
+	int rc = -1;
+
+	if (!name || !to) {
+		err_set_nomem(err, "a path");
+	} else if (linkat(AT_FDCWD, path, AT_FDCWD, name, 0) != 0) { /* 0: no symbolic link is followed */
+		err_set_errno(err, errno, "cannot link %s into the cache", path);
+	} else if (check_link(name, path, bytes, err) == 0 && (rc = rename(name, to)) != 0) {
+		err_set_errno(err, errno, "cannot rename %s", name);
+	}
+	if (name)
+		unlink(name); /* what is wrong; or the same file as `to`, which rename() leaves alone */
+	if (rc == 0 && e)
+		forget_part(c, e);
+	if (rc == 0)
+		rc = became_whole(c, sha256, err);
+	if (rc == 0)
+		touch(c, find(c, sha256));
+	mem_free(name);
+	mem_free(to);
 	return rc;
 }
 

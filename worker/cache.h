@@ -1,12 +1,18 @@
 /* cache.h - blobs on the worker's disk, named by their SHA-256, within a size limit.
  *
- * WORK/cache/<sha256> whole blobs, WORK/cache/<sha256>.part downloads under way or cut off.
+ * WORK/cache/<sha256> whole blobs, WORK/cache/<sha256>.part downloads under way or cut off, WORK/cache/<sha256>.link a
+ * file of the coordinator's store that is being looked at.
  * Invariants:
  *  1. A whole blob's name is its digest: it got that name after its bytes were verified. What an earlier process
- *     left is CACHE_UNPROVEN until its digest was checked again (disks and people change files).
+ *     left is CACHE_UNPROVEN until its digest was checked again (disks and people change files). A file linked from the
+ *     coordinator's store counts as proven: it has its name there only since the coordinator verified and flushed it.
  *  2. Pinned blobs are never evicted; others go least recently used first when room is needed.
  *     The limit is soft only for pinned blobs: one task's inputs may be larger than the cache.
- *  3. The order of use survives restarts (file times).
+ *     A blob counts with all its bytes even where other names (in the coordinator's store, in the spool) share them: the
+ *     limit is on what is kept here, and an evicted name frees its bytes once the last of the others is gone.
+ *  3. The order of use survives restarts (file times). The time of a file is that of all its names: where others use it too
+ *     it tells their last use as well. Times are only ever set to the present.
+ *  4. Nobody writes into a whole blob: it may be the coordinator's file, or the spool's.
  * Only the loop's thread uses a cache. Hashing is the caller's (it takes long).
  */
 #ifndef QUARRY_WORKER_CACHE_H
@@ -48,6 +54,10 @@ int cache_finish_part(struct cache *c, const char *sha256, struct err *err);
 /* A blob made here: `path`, whose digest is known, gets a second name in the cache (a hard link; the
  * caller's file stays). */
 int cache_add(struct cache *c, const char *sha256, const char *path, struct err *err);
+/* A blob that the coordinator stores in a file this process sees: `path`, absolute, gets a second name in the cache (a hard
+ * link). -1 and no change: another file system, not allowed, not there, no regular file of exactly `bytes` bytes that
+ * can be read. The file's bytes are not read. */
+int cache_link(struct cache *c, const char *sha256, const char *path, uint64_t bytes, struct err *err);
 /* Evicts until `bytes` more fit below the limit; does what it can. */
 void cache_make_room(struct cache *c, uint64_t bytes);
 

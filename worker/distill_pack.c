@@ -98,8 +98,9 @@ static int write_packed(struct packing *p, const char *manifest, const char *pat
 	int fd = -1, rc = -1;
 
 	buf_init(&head, HEAD_MAX);
+	unlink(path); /* one that is there may be the coordinator's as well by now: never written into */
 	if (st_layout(p->tensors, p->count, &key, &manifest, 1, &head, err) == 0)
-		fd = file_open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644, err);
+		fd = file_open(path, O_WRONLY | O_CREAT | O_EXCL, 0644, err);
 	if (fd >= 0)
 		rc = file_pwrite(fd, head.data, head.len, 0, path, err);
 	for (size_t i = 0; rc == 0 && i < p->count; i++)

@@ -2,6 +2,7 @@
  *
  *   start ─► (unproven in the cache) HASHING ──right──────────────────────────► done
  *     │                                 └─wrong─► download
+ *     ├─► (the coordinator's file is visible) hard link ──────────────────────► done
  *     └─► download: .part's size ─► GET with Range ─► whole ─► HASHING ──right─► rename ─► done
  *             ▲                        │ cut off, 5xx              └─wrong─► again, 3 times in all
  *             └──────back-off──────────┘
@@ -25,11 +26,12 @@
 enum { WRONG_MOST = 3 };
 
 struct fetch {
-	const struct transfer_env *env;
+	struct transfer_env *env;
 	char sha256[DIGEST_HEX];
 	uint64_t bytes;
 	void (*done)(void *ctx, const struct err *err);
 	void *ctx;
+	char *path;                     /* of the coordinator's file, or NULL */
 	char *part;                     /* path of the download */
 	int fd;
 	uint64_t from;                  /* offset asked for */
@@ -83,6 +85,8 @@ static void came_out_wrong(struct fetch *f, const char *how)
 	struct err why = ERR_INIT;
 
 	unlink(f->part);
+	mem_free(f->path); /* a link to it would not be verified */
+	f->path = NULL;
 	err_set(&why, ERR_IO, "blob %s came with %s, %u times", f->sha256, how, ++f->wrong);
 	if (f->wrong >= WRONG_MOST) {
 		finish(f, &why);
@@ -126,10 +130,12 @@ static void cached_hashed(void *ctx, const char *sha256, const struct err *err)
 
 	f->hash = NULL;
 	cache_verified(f->env->cache, f->sha256, right);
-	if (right)
+	if (right) {
 		finish_well(f);
-	else
-		download(f);
+		return;
+	}
+	f->env->links.in = false; /* it may be the coordinator's file, and others may have changed as well */
+	download(f);
 }
 
 /* --- downloading ---------------------------------------------------------------------------------------- */
@@ -249,6 +255,25 @@ static void download(void *ctx)
 	request(f);
 }
 
+/* --- linking -------------------------------------------------------------------------------------------------- */
+
+static bool linked(struct fetch *f)
+{
+	struct transfer_links *links = &f->env->links;
+	struct err why = ERR_INIT;
+
+	if (!f->path || !links->in)
+		return false;
+	cache_make_room(f->env->cache, f->bytes);
+	if (cache_link(f->env->cache, f->sha256, f->path, f->bytes, &why) == 0) {
+		log_debug("blob %s is linked from %s", f->sha256, f->path);
+		return true;
+	}
+	log_line(links->in_told ? LOG_DEBUG : LOG_INFO, "blob %s is fetched: %s", f->sha256, why.text);
+	links->in_told = true;
+	return false;
+}
+
 /* The first step, off the caller's stack: what has the cache? */
 static void begin(void *ctx)
 {
@@ -268,10 +293,13 @@ static void begin(void *ctx)
 	case CACHE_ABSENT:
 		break;
 	}
-	download(f);
+	if (linked(f))
+		finish_well(f);
+	else
+		download(f);
 }
 
-struct fetch *fetch_start(const struct transfer_env *env, const char *sha256, uint64_t bytes,
+struct fetch *fetch_start(struct transfer_env *env, const char *sha256, uint64_t bytes, const char *path,
 			  void (*done)(void *ctx, const struct err *err), void *ctx)
 {
 	struct fetch *f = mem_alloc(1, sizeof(*f));
@@ -284,9 +312,10 @@ struct fetch *fetch_start(const struct transfer_env *env, const char *sha256, ui
 	f->ctx = ctx;
 	f->fd = -1;
 	snprintf(f->sha256, sizeof(f->sha256), "%s", sha256);
+	f->path = path ? mem_strdup(path) : NULL;
 	f->part = cache_part_path(env->cache, sha256);
 	f->timer = loop_timer_new(env->loop, begin, f);
-	if (!f->part || !f->timer) {
+	if (!f->part || !f->timer || (path && !f->path)) {
 		fetch_free(f);
 		return NULL;
 	}
@@ -303,6 +332,7 @@ void fetch_free(struct fetch *f)
 	loop_timer_free(f->timer);
 	if (f->fd >= 0)
 		close(f->fd);
+	mem_free(f->path);
 	mem_free(f->part);
 	mem_free(f);
 }

@@ -1,16 +1,20 @@
 /* One blob going out.
  *
  *   begin: POST /v1/uploads ──exists──────────────────────────────────────────► done
- *     ▲        │ parts_done
- *     │        ▼
+ *     ▲        │ parts_done, place
+ *     │        ├─────► hard link at `place` ──made──► POST …/complete placed ──201──► done
+ *     │        ▼           │ not made                       │ refused: never again for this file
  *     │    PUT missing parts, a few at a time ──all──► POST …/complete ──201──► done
  *     │        │ failure: let the others end, back-off     │ 422 wrong digest, 404 forgotten
  *     └────────┴───────────────────────────────────────────┘
  *
  * Whatever goes wrong, the way back is through `begin`, whose answer says what is stored already.
+ * Any verdict on a placed file but "stored" counts as refused: also when the coordinator could not flush it, since a second
+ * flush of the same file would tell nothing. No verdict (no reply, busy verifying) is none here either.
  */
 #include "worker/transfer.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,7 +37,7 @@ struct part_slot {
 };
 
 struct send {
-	const struct transfer_env *env;
+	struct transfer_env *env;
 	char *path;
 	char sha256[DIGEST_HEX];
 	uint64_t bytes;
@@ -44,6 +48,8 @@ struct send {
 	size_t next_part;
 	struct part_slot slots[PARTS_AT_ONCE];
 	bool broken;                    /* a part failed: begin again when no PUT is left */
+	bool placed;                    /* the file has a second name at upload.place, and the coordinator may take it */
+	bool unplaceable;               /* this file goes up in parts */
 	struct err refusal;             /* for good */
 	struct client_call *call;       /* begin or complete */
 	struct loop_timer *timer;
@@ -91,6 +97,25 @@ static void end_round(struct send *s, enum verdict verdict, const struct err *wh
 
 /* --- completing ---------------------------------------------------------------------------------------------- */
 
+static void tell(struct send *s, const char *why)
+{
+	log_line(s->env->links.out_told ? LOG_DEBUG : LOG_INFO, "blob %s is sent in parts: %s", s->sha256, why);
+	s->env->links.out_told = true;
+}
+
+/* Takes the name away again, unless the coordinator was faster. */
+static void displace(struct send *s)
+{
+	if (s->placed)
+		unlink(s->upload.place);
+	s->placed = false;
+}
+
+static bool is_verdict(const struct client_reply *reply)
+{
+	return reply->status != 0 && reply->status != 429;
+}
+
 static void completed(void *ctx, const struct client_reply *reply)
 {
 	struct send *s = ctx;
@@ -99,17 +124,24 @@ static void completed(void *ctx, const struct client_reply *reply)
 
 	s->call = NULL;
 	s->env->contact(s->env->contact_ctx, reply);
-	if (verdict == VERDICT_DONE)
+	if (verdict == VERDICT_DONE) {
+		s->placed = false;
 		finish(s, &none);
-	else
+	} else if (s->placed && is_verdict(reply)) {
+		tell(s, reply->err.text);
+		s->unplaceable = true;
+		loop_timer_start(s->timer, 0);
+	} else {
 		end_round(s, verdict, &reply->err);
+	}
 }
 
 static void complete(struct send *s)
 {
 	char path[WIRE_ID_MAX + 64];
 	const struct client_request rq = {
-		.method = "POST", .path = path, .json = "{}", .quiet_s = VERIFY_SECONDS, .done = completed, .ctx = s,
+		.method = "POST", .path = path, .json = s->placed ? "{\"placed\":true}" : "{}", .quiet_s = VERIFY_SECONDS,
+		.done = completed, .ctx = s,
 	};
 
 	snprintf(path, sizeof(path), "/v1/uploads/%s/complete", s->upload.id);
@@ -190,6 +222,30 @@ static void put_parts(struct send *s)
 		complete(s);
 }
 
+/* --- placing ----------------------------------------------------------------------------------------------------- */
+
+static bool place(struct send *s)
+{
+	const char *to = s->upload.place;
+	struct err why = ERR_INIT;
+	int rc;
+
+	if (!to || s->unplaceable)
+		return false;
+	rc = linkat(AT_FDCWD, s->path, AT_FDCWD, to, 0);
+	if (rc != 0 && errno == EEXIST && unlink(to) == 0) /* nobody completed it; whoever still will has the same bytes */
+		rc = linkat(AT_FDCWD, s->path, AT_FDCWD, to, 0);
+	s->placed = rc == 0;
+	s->unplaceable = rc != 0;
+	if (s->placed) {
+		log_debug("blob %s is placed at %s", s->sha256, to);
+	} else {
+		err_set_errno(&why, errno, "cannot link %s to %s", s->path, to);
+		tell(s, why.text);
+	}
+	return s->placed;
+}
+
 /* --- beginning --------------------------------------------------------------------------------------------------- */
 
 static void began(void *ctx, const struct client_reply *reply)
@@ -202,11 +258,13 @@ static void began(void *ctx, const struct client_reply *reply)
 	s->env->contact(s->env->contact_ctx, reply);
 	if (verdict != VERDICT_DONE) {
 		end_round(s, verdict, &reply->err);
-	} else if (wire_parse_upload(&s->upload, s->bytes, reply->body, reply->len, &err) != 0) {
+	} else if (wire_parse_upload(&s->upload, s->sha256, s->bytes, reply->body, reply->len, &err) != 0) {
 		log_warn("the answer to an upload: %s", err.text);
 		retry_later(s);
 	} else if (s->upload.exists) {
 		finish(s, &err);
+	} else if (place(s)) {
+		complete(s);
 	} else {
 		s->next_part = 0;
 		put_parts(s);
@@ -224,21 +282,21 @@ static void begin(void *ctx)
 		.limit = CLIENT_LEASE_LIMIT, .done = began, .ctx = s,
 	};
 
-	mem_free(s->upload.done);
-	s->upload = (struct wire_upload){ 0 };
+	displace(s);
+	wire_upload_deinit(&s->upload);
 	s->broken = false;
 	if (s->fd < 0 && (s->fd = file_open(s->path, O_RDONLY, 0, &err)) < 0) {
 		finish(s, &err);
 		return;
 	}
-	rq.json = body = wire_upload_begin(s->sha256, s->bytes);
+	rq.json = body = wire_upload_begin(s->sha256, s->bytes, s->env->links.out && !s->unplaceable);
 	s->call = body ? client_send(s->env->client, &rq) : NULL;
 	mem_free(body);
 	if (!s->call)
 		retry_later(s);
 }
 
-struct send *send_start(const struct transfer_env *env, const char *path, const char *sha256,
+struct send *send_start(struct transfer_env *env, const char *path, const char *sha256,
 			uint64_t bytes, void (*done)(void *ctx, const struct err *err), void *ctx)
 {
 	struct send *s = mem_alloc(1, sizeof(*s));
@@ -271,7 +329,8 @@ void send_free(struct send *s)
 	loop_timer_free(s->timer);
 	if (s->fd >= 0)
 		close(s->fd);
-	mem_free(s->upload.done);
+	displace(s);
+	wire_upload_deinit(&s->upload);
 	mem_free(s->path);
 	mem_free(s);
 }

@@ -7,6 +7,7 @@ itself (returning True) or lets the request pass (False). Every request is recor
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import threading
@@ -35,6 +36,7 @@ class Coordinator:
         self.tasks = {}
         self.ready = []
         self.blobs, self.uploads = {}, {}
+        self.place_folder = None    # where files may be placed instead of sent
         self.models = {}        # id -> name -> bytes
         self.rules = []
         self.worker = "w_1"
@@ -325,8 +327,19 @@ class Coordinator:
             if digest in self.blobs:
                 return self.answer(handler, 200, {"exists": True})
             up = self.uploads.setdefault(digest, {"bytes": size, "parts": {}})
+            more = {"place": self.place_of(digest)} if body.get("place") and self.place_folder else {}
             return self.answer(handler, 201, {"upload": "u_" + digest, "part_bytes": self.part_bytes,
-                                              "parts_done": sorted(up["parts"])})
+                                              "parts_done": sorted(up["parts"]), **more})
+
+    def place_of(self, digest):
+        return os.path.join(self.place_folder, digest + ".placed")
+
+    def take_placed(self, digest):
+        """The placed file under the name of the blob, and its bytes."""
+        stored = os.path.join(self.place_folder, digest)
+        os.rename(self.place_of(digest), stored)
+        with open(stored, "rb") as f:
+            return f.read()
 
     def put_part(self, handler, body, digest, part):
         with self.changed:
@@ -337,10 +350,13 @@ class Coordinator:
 
     def complete_upload(self, handler, body, digest):
         with self.changed:
+            if digest in self.blobs:    # repeated
+                return self.answer(handler, 201, {"sha256": digest, "bytes": len(self.blobs[digest])})
             up = self.uploads.pop(digest, None)
             if not up:
                 return self.problem(handler, 404, "not-found", "no such upload")
-            data = b"".join(up["parts"][i] for i in sorted(up["parts"]))
+            placed = isinstance(body, dict) and body.get("placed")
+            data = self.take_placed(digest) if placed else b"".join(up["parts"][i] for i in sorted(up["parts"]))
             if hashlib.sha256(data).hexdigest() != digest or len(data) != up["bytes"]:
                 return self.problem(handler, 422, "corrupt", "the digest differs")
             self.blobs[digest] = data

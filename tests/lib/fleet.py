@@ -38,6 +38,14 @@ def free_port():
         return s.getsockname()[1]
 
 
+def other_file_system(folder):
+    """A folder to write to on another file system than `folder`'s, or None where this machine has none."""
+    for other in ("/dev/shm", "/tmp", "/var/tmp", BUILD):
+        if os.access(other, os.W_OK) and os.stat(other).st_dev != os.stat(folder).st_dev:
+            return other
+    return None
+
+
 class Process:
     def __init__(self, argv, log):
         self.argv, self.log, self.process = argv, log, None

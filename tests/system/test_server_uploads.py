@@ -161,6 +161,99 @@ def test_two_uploaders_of_one_blob():
         equal(blob(s, data).body == data, True)
 
 
+# --- placing instead of sending ------------------------------------------------------------------------------
+
+
+def begin_place(s, data, role="worker"):
+    return s.good("POST", "/v1/uploads", role, {"sha256": digest(data), "bytes": len(data), "place": True})
+
+
+def complete_placed(s, data, role="worker"):
+    return s.call("POST", f"/v1/uploads/u_{digest(data)}/complete", role, {"placed": True})
+
+
+def write_file(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+def blob_path(s, data):
+    return os.path.join(os.path.realpath(s.data), "blobs", digest(data)[:2], digest(data))
+
+
+def test_a_placed_file_becomes_the_blob():
+    with Server("place") as s:
+        made = os.path.join(s.folder, "made")
+        for role, data in (("worker", NOISE), ("admin", b"small")):
+            begun = begin_place(s, data, role)
+            equal(begun["place"], os.path.join(os.path.realpath(s.data), "uploads", digest(data) + ".placed"))
+            equal((begun["exists"], begun["upload"], begun["parts_done"]), (False, "u_" + digest(data), []))
+            write_file(made, data)
+            os.link(made, begun["place"])
+            r = complete_placed(s, data, role)
+            equal((r.status, r.json()), (201, {"sha256": digest(data), "bytes": len(data)}))
+            equal(os.stat(blob_path(s, data)).st_ino, os.stat(made).st_ino)
+            equal(complete_placed(s, data).status, 201, "complete repeated")
+            equal(begin_place(s, data), {"exists": True, "sha256": digest(data), "bytes": len(data)})
+            equal(blob(s, data).body == data, True, "bytes")
+            os.remove(made)
+        s.kill()  # acknowledged is durable
+        s.start()
+        equal(blob(s, NOISE).body == NOISE, True, "bytes after a kill")
+        equal(files_below(os.path.join(s.data, "uploads")), [])
+
+
+def test_a_placed_file_outlives_the_server():
+    with Server("place-kill") as s:
+        write_file(begin_place(s, NOISE)["place"], NOISE)
+        s.kill()
+        s.start()
+        equal(complete_placed(s, NOISE).status, 201)
+        equal(blob(s, NOISE).body == NOISE, True, "bytes")
+
+
+def test_only_workers_place():
+    with Server("place-role") as s:
+        for role in ("submitter", "releaser"):
+            assert "place" not in begin_place(s, NOISE, role), role
+        for wish in (False, "yes", 1, None):
+            begun = s.good("POST", "/v1/uploads", "worker", {"sha256": digest(NOISE), "bytes": len(NOISE), "place": wish})
+            assert "place" not in begun, wish
+        place = begin_place(s, NOISE)["place"]
+        write_file(place, NOISE)
+        for role in ("submitter", "releaser"):
+            r = complete_placed(s, NOISE, role)
+            equal((r.status, r.json()["type"]), (403, "/problems/forbidden"), role)
+        equal(complete_placed(s, NOISE).status, 201)
+
+
+def test_placed_files_that_are_refused():
+    with Server("place-bad") as s:
+        data = NOISE[:PART + 10]
+        place = begin_place(s, data)["place"]
+        put(s, data, 1)
+        for make, status, word in ((lambda: None, 409, "no file was placed"),
+                                   (lambda: write_file(place, data[:-1] + b"x"), 422, "SHA-256"),
+                                   (lambda: write_file(place, data[:-1]), 409, "bytes, not"),
+                                   (lambda: os.symlink(os.path.realpath(sys.argv[0]), place), 409, "no regular file"),
+                                   (lambda: os.symlink("/dev/zero", place), 409, "no regular file"),
+                                   (lambda: os.mkdir(place), 409, "no regular file"),
+                                   (lambda: (write_file(place, data), os.chmod(place, 0o666)), 409, "another user")):
+            make()
+            r = complete_placed(s, data)
+            equal(r.status, status, r)
+            assert word in r.json()["detail"], r
+            equal(os.path.lexists(place), False, f"{word}: removed")
+            equal(blob(s, data).status, 404)
+            equal(begin_place(s, data)["parts_done"], [1], "the parts stay")
+        equal(put(s, data, 0).status, 204)
+        equal(complete(s, data).status, 201)
+        equal(blob(s, data).body == data, True)
+        equal(files_below(os.path.join(s.data, "uploads")), [])
+        other = data + b"never begun"
+        equal(complete_placed(s, other).status, 404)
+
+
 def started(s, op, nth):
     """Starts a server whose nth operation fails; False when it failed at the start, with one sentence."""
     os.environ["QUARRY_FAIL_IO"] = f"{op}:{nth}"

@@ -509,6 +509,30 @@ static void test_damaged_pack(void **state)
 	distill_state_close(&s);
 }
 
+/* A checkpoint that was left may have become the coordinator's file, by a hard link: the next one is another file. */
+static void test_packed_again(void **state)
+{
+	char before[DIGEST_HEX], after[DIGEST_HEX], path[] = "packed-again", other[] = "packed-again.stored";
+	struct err err = ERR_INIT;
+	struct distill_state s;
+
+	(void)state;
+	unlink(other);
+	assert_int_equal(dir_remove("again", &err), 0);
+	s = must_open("again", 'a', false);
+	assert_int_equal(train_to(&s, 2, true, &err), 0);
+	assert_int_equal(distill_state_pack(&s, path, &err), 0);
+	assert_int_equal(link(path, other), 0);
+	assert_int_equal(digest_file(path, before, NULL, &err), 0);
+	assert_int_equal(train_to(&s, 3, true, &err), 0);
+	assert_int_equal(distill_state_pack(&s, path, &err), 0);
+	assert_int_equal(digest_file(other, after, NULL, &err), 0);
+	assert_string_equal(after, before);
+	assert_int_equal(digest_file(path, after, NULL, &err), 0);
+	assert_string_not_equal(after, before);
+	distill_state_close(&s);
+}
+
 static void test_not_committed(void **state)
 {
 	struct distill_state s;
@@ -630,6 +654,7 @@ int main(void)
 		cmocka_unit_test(test_only_what_is_further),
 		cmocka_unit_test(test_packed_by_somebody_else),
 		cmocka_unit_test(test_damaged_pack),
+		cmocka_unit_test(test_packed_again),
 		cmocka_unit_test(test_not_committed),
 		cmocka_unit_test(test_faults),
 		cmocka_unit_test(test_faults_while_unpacking),

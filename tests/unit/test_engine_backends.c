@@ -34,8 +34,9 @@ static void start(const char *dir, const char *recipe)
 	add_worker(two, "two", "cpu", "cpu openblas");
 }
 
-/* Completes as a worker of that backend would; resumed_at: of a distill task. */
-static void complete_as(const struct play_lease *l, const char *backend, const char *identity, int resumed_at)
+/* Completes as a worker of that backend would; resumed_at: of a distill task; more: further members of stats. */
+static void complete_with(const struct play_lease *l, const char *backend, const char *identity, int resumed_at,
+			  const char *more)
 {
 	static char work[1 << 16];
 	char *at;
@@ -45,8 +46,13 @@ static void complete_as(const struct play_lease *l, const char *backend, const c
 	if (at)
 		at[strlen("\"resumed_at\":")] = (char)('0' + resumed_at);
 	json_free(play_call(&c, VERB_COMPLETE, l->task, 200,
-			    "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{'wall_ms':5,'backend':'%s','identity':'%s'}}",
-			    l->worker, l->epoch, work, backend, identity));
+			    "{'worker':'%s','epoch':%" PRId64 ",%s,'stats':{'wall_ms':5,'backend':'%s','identity':'%s'%s}}",
+			    l->worker, l->epoch, work, backend, identity, more));
+}
+
+static void complete_as(const struct play_lease *l, const char *backend, const char *identity, int resumed_at)
+{
+	complete_with(l, backend, identity, resumed_at, "");
 }
 
 /* Lets `worker` do tasks until it has one of this kind in hand. */
@@ -330,6 +336,45 @@ static void a_resumed_task_on_another_device_is_a_warning(void **state)
 	}
 }
 
+/* What a worker says of the pieces of its tasks, and what the report says of that. */
+static void smaller_pieces_are_a_warning(void **state)
+{
+	static const char sentence[] = "%s was done in pieces of %d tokens by one, whose device had no memory for larger ones: its "
+				       "bits may differ from those of a run in larger pieces, because products of other shapes "
+				       "may sum in another order";
+	static const struct { const char *kind, *more; int tokens; } tasks[] = { /* in the order of the plan */
+		{ "capture", ",'piece_tokens':64", 64 },   { "quantize", ",'piece_tokens':128", 128 },
+		{ "quantize", ",'piece_tokens':0", 0 },    { "quantize", ",'piece_tokens':'some'", 0 },
+		{ "evaluate", ",'piece_tokens':256", 256 },
+	};
+	char wanted[5][512], name[64];
+	struct json *report;
+	const struct json *list;
+	struct play_lease l;
+	size_t told = 0;
+
+	(void)state;
+	start("pieces", play_small_recipe);
+	for (size_t i = 0; i < sizeof(tasks) / sizeof(tasks[0]); i++) {
+		long long layer;
+
+		until(one, "cuda", "cuda 13.0 H200", tasks[i].kind, &l);
+		layer = (long long)json_get_int(json_get(l.json, "spec"), "layer", -1);
+		snprintf(name, sizeof(name), layer < 0 ? "%s" : "%s of layer %lld", tasks[i].kind, layer);
+		if (tasks[i].tokens > 0)
+			snprintf(wanted[told++], sizeof(wanted[0]), sentence, name, tasks[i].tokens);
+		complete_with(&l, "cuda", "cuda 13.0 H200", 0, tasks[i].more);
+		play_lease_drop(&l);
+	}
+	finish_with(one, "cuda", "cuda 13.0 H200");
+	list = json_get(report_run(&report), "warnings");
+	assert_int_equal(json_size(list), told);
+	for (size_t i = 0; i < told; i++)
+		assert_string_equal(json_string(json_at(list, i), ""), wanted[i]);
+	json_free(report);
+	play_close(&c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -341,6 +386,7 @@ int main(void)
 		cmocka_unit_test(a_retry_on_another_backend_is_a_warning),
 		cmocka_unit_test(what_held_the_lease_is_what_is_recorded),
 		cmocka_unit_test(a_resumed_task_on_another_device_is_a_warning),
+		cmocka_unit_test(smaller_pieces_are_a_warning),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

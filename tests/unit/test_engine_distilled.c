@@ -180,12 +180,41 @@ static void a_dry_run_knows_what_the_workers_did(void **state)
 	play_close(&c);
 }
 
+static void a_dry_run_knows_devices(void **state)
+{
+	static const char recipe[] = "{'bits':2,'samples':128,'seq_len':512,'eval':'none','effort':'fast'}";
+	static const char one[] = "{'name':'%s','backend':'%s','identity':'i','threads':4,'device':%s}";
+	static const char device[] = "{'number':0,'name':'GPU','driver':'','clock_mhz':0,'memory_bytes':1}";
+	struct json *e;
+	double alone, with;
+
+	(void)state;
+	start("devices");
+	json_free(play_call(&c, VERB_WORKER_ADD, "", 201, one, "plain", "cpu", "null"));
+	e = estimate_of(recipe);
+	assert_int_equal(json_get_int(e, "devices", -1), 0);
+	alone = json_get_number(e, "seconds", 0);
+	json_free(e);
+	json_free(play_call(&c, VERB_WORKER_ADD, "", 201, one, "gpu", "cuda", device));
+	e = estimate_of(recipe);
+	assert_int_equal(json_get_int(e, "workers", 0), 2);
+	assert_int_equal(json_get_int(e, "threads", 0), 8);
+	assert_int_equal(json_get_int(e, "devices", -1), 1);
+	assert_false(json_get_bool(e, "measured", true));
+	with = json_get_number(e, "seconds", 0);
+	if (!(with > 0 && 3 * with < alone)) /* a second worker of the same kind would at most halve it */
+		fail_msg("%g s with a device, %g s without", with, alone);
+	json_free(e);
+	play_close(&c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(distilled_layers_take_the_place_of_quantized_ones),
 		cmocka_unit_test(every_output_is_handed_in),
 		cmocka_unit_test(a_dry_run_knows_what_the_workers_did),
+		cmocka_unit_test(a_dry_run_knows_devices),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "common/alloc.h"
+#include "common/digest.h"
 #include "tests/lib/engine_case.h"
 
 enum { SECOND = 1000, MINUTE = 60 * SECOND };
@@ -399,6 +400,90 @@ static void a_release_does_not_count(void **state)
 	play_close(&c);
 }
 
+/* "path" of every input: an absolute path to the file of the blob, which has that name. */
+static void check_paths(const struct play_lease *l, bool told)
+{
+	size_t count = 0;
+
+	for (const struct json *i = json_first(json_get(l->json, "inputs")); i; i = json_next(i), count++) {
+		const char *path = json_get_string(i, "path", NULL);
+		char hex[DIGEST_HEX];
+
+		if (!told) {
+			assert_null(json_get(i, "path"));
+			continue;
+		}
+		assert_non_null(path);
+		assert_int_equal(path[0], '/');
+		assert_string_equal(strrchr(path, '/') + 1, json_get_string(i, "sha256", ""));
+		assert_int_equal(digest_file(path, hex, NULL, NULL), 0);
+		assert_string_equal(hex, json_get_string(i, "sha256", ""));
+	}
+	assert_true(count > 0);
+}
+
+/* The last input is the checkpoint that the first lease left. */
+static void paths_for_those_who_see_them(void **state)
+{
+	struct play_lease l;
+	struct json *body;
+	char sha256[DIGEST_HEX], far[64];
+
+	(void)state;
+	start("paths");
+	body = play_call(&c, VERB_WORKER_ADD, "", 201, "{'name':'far','backend':'ref','identity':'played','threads':1,"
+			 "'memory_bytes':1000000000,'version':'1','sees_paths':false}");
+	snprintf(far, sizeof(far), "%s", json_get_string(body, "worker", ""));
+	json_free(body);
+	assert_true(play_lease(&c, one, &l));
+	assert_string_equal(l.kind, "tokenize");
+	check_paths(&l, true);
+	assert_int_equal(blobs_put(c.blobs, "so far", 6, sha256, NULL), 0);
+	json_free(play_call(&c, VERB_BLOB_ADD, sha256, 201, "{'sha256':'%s','bytes':6}", sha256));
+	json_free(play_call(&c, VERB_CHECKPOINT, l.task, 200, "{'worker':'%s','epoch':%" PRId64 ",'sha256':'%s','bytes':6}",
+			    l.worker, l.epoch, sha256));
+	for (int i = 0; i < 2; i++) {
+		json_free(play_call(&c, VERB_RELEASE, l.task, 200, "{'worker':'%s','epoch':%" PRId64 ",'reason':'x'}", l.worker,
+				    l.epoch));
+		play_lease_drop(&l);
+		assert_true(play_lease(&c, i == 0 ? two : far, &l));
+		assert_int_equal(json_size(json_get(l.json, "inputs")), 2);
+		check_paths(&l, i == 0);
+	}
+	play_lease_drop(&l);
+	play_close(&c);
+}
+
+/* Every allocation fails once: no lease is given, none is lost, and the next one is whole. */
+static void a_lease_without_memory(void **state)
+{
+	struct engine_request r = { .verb = VERB_LEASE, .subject = "tester" };
+	struct engine_reply reply;
+	struct play_lease l = { 0 };
+	uint64_t n = 0;
+
+	(void)state;
+	start("memory");
+	r.body = json_new_object();
+	json_set_string(r.body, "worker", one);
+	do {
+		if (n > 0)
+			engine_reply_deinit(&reply);
+		mem_fail_after(++n);
+		engine_call(c.engine, &r, &reply);
+		mem_fail_after(0);
+		if (reply.err.code != ERR_NONE)
+			assert_int_equal(reply.err.code, ERR_NOMEM);
+	} while (reply.err.code != ERR_NONE);
+	assert_in_range(n, 20, 10000);
+	l.json = reply.body;
+	assert_int_equal(json_get_int(l.json, "epoch", 0), 1);
+	check_paths(&l, true);
+	engine_reply_deinit(&reply);
+	engine_request_deinit(&r);
+	play_close(&c);
+}
+
 static void a_draining_worker_gets_nothing(void **state)
 {
 	struct engine_request r = { .verb = VERB_LEASE };
@@ -503,6 +588,8 @@ int main(void)
 		cmocka_unit_test(some_errors_fail_at_once),
 		cmocka_unit_test(a_failing_job_takes_its_leases_along),
 		cmocka_unit_test(a_release_does_not_count),
+		cmocka_unit_test(paths_for_those_who_see_them),
+		cmocka_unit_test(a_lease_without_memory),
 		cmocka_unit_test(a_draining_worker_gets_nothing),
 		cmocka_unit_test(cancel_means_cancel),
 		cmocka_unit_test(workers_look_right),

@@ -21,7 +21,7 @@ static double seconds_of(const struct drawn *drawn, size_t count, int64_t worker
 	struct plan_task tasks[DRAWN_MAX];
 	struct plan_input inputs[DRAWN_MAX][2];
 	struct plan plan = { .tasks = tasks, .task_count = count };
-	struct plan_fleet fleet = { .workers = workers, .threads = workers };
+	struct plan_fleet fleet = { .crew = { .workers = workers, .threads = workers } };
 	double seconds;
 
 	memset(tasks, 0, sizeof(tasks));
@@ -99,13 +99,14 @@ static void the_best_rank_goes_first(void **state)
 
 static void nothing_measured_means_the_default(void **state)
 {
+	const struct plan_crew crew = { .workers = 2, .threads = 8 };
 	struct plan_history none = { 0 };
 	struct plan_fleet f;
 
 	(void)state;
-	plan_fleet_init(&f, 2, 8, &none);
+	plan_fleet_init(&f, &crew, &none);
 	assert_false(f.measured);
-	assert_int_equal(f.workers, 2);
+	assert_int_equal(f.crew.workers, 2);
 	for (int k = 1; k < KIND_COUNT; k++) {
 		assert_true(plan_default_rate[k] > 0);
 		assert_true(f.rate[k] == 4 * plan_default_rate[k]); /* four threads a worker */
@@ -114,6 +115,7 @@ static void nothing_measured_means_the_default(void **state)
 
 static void what_was_measured_counts(void **state)
 {
+	const struct plan_crew crew = { .workers = 1, .threads = 64 };
 	struct plan_history h = { 0 };
 	struct plan_fleet f;
 
@@ -123,7 +125,7 @@ static void what_was_measured_counts(void **state)
 	h.work[KIND_QUANTIZE] = 2 * plan_default_rate[KIND_QUANTIZE]; /* 2 in 2 */
 	h.seconds[KIND_QUANTIZE] = 2;
 	h.work[KIND_VERIFY] = 5; /* no time: not measured */
-	plan_fleet_init(&f, 1, 64, &h);
+	plan_fleet_init(&f, &crew, &h);
 	assert_true(f.measured);
 	assert_true(f.rate[KIND_CAPTURE] == 3 * plan_default_rate[KIND_CAPTURE]);
 	assert_true(f.rate[KIND_QUANTIZE] == plan_default_rate[KIND_QUANTIZE]);
@@ -131,15 +133,59 @@ static void what_was_measured_counts(void **state)
 	assert_true(f.rate[KIND_VERIFY] == 2 * plan_default_rate[KIND_VERIFY]);
 }
 
+/* In products a device stands for its own threads and many more; what else there is to do, its threads do. */
+static void a_device_has_a_default_of_its_own(void **state)
+{
+	static const bool products[KIND_COUNT] = { [KIND_CAPTURE] = true, [KIND_QUANTIZE] = true, [KIND_DISTILL] = true,
+						   [KIND_EVALUATE] = true };
+	const struct plan_crew one = { .workers = 1, .threads = 16, .devices = 1, .device_threads = 16 };
+	const struct plan_crew mixed = { .workers = 4, .threads = 24, .devices = 2, .device_threads = 16 };
+	struct plan_history none = { 0 };
+	struct plan_fleet f, m;
+
+	(void)state;
+	assert_true(plan_device_threads > 100);
+	plan_fleet_init(&f, &one, &none);
+	plan_fleet_init(&m, &mixed, &none);
+	assert_false(f.measured);
+	for (int k = 1; k < KIND_COUNT; k++) {
+		const double alone = products[k] ? plan_device_threads : 16;
+		const double share = products[k] ? (2 * plan_device_threads + 8) / 4 : 6;
+
+		assert_true(plan_is_product(k) == products[k]);
+		if (f.rate[k] != alone * plan_default_rate[k] || m.rate[k] != share * plan_default_rate[k])
+			fail_msg("%s: %g and %g, not %g and %g", task_kind_name(k), f.rate[k], m.rate[k],
+				 alone * plan_default_rate[k], share * plan_default_rate[k]);
+	}
+}
+
+/* A device that was measured at twice its default is twice as fast at what was not, in every kind. */
+static void a_measured_device_counts(void **state)
+{
+	const struct plan_crew one = { .workers = 1, .threads = 16, .devices = 1, .device_threads = 16 };
+	struct plan_history h = { 0 };
+	struct plan_fleet f;
+
+	(void)state;
+	h.work[KIND_CAPTURE] = 20 * plan_device_threads * plan_default_rate[KIND_CAPTURE];
+	h.seconds[KIND_CAPTURE] = 10;
+	plan_fleet_init(&f, &one, &h);
+	assert_true(f.measured);
+	assert_true(f.rate[KIND_CAPTURE] == 2 * plan_device_threads * plan_default_rate[KIND_CAPTURE]);
+	assert_true(f.rate[KIND_QUANTIZE] == 2 * plan_device_threads * plan_default_rate[KIND_QUANTIZE]);
+	assert_true(f.rate[KIND_ASSEMBLE] == 2 * 16 * plan_default_rate[KIND_ASSEMBLE]);
+}
+
 /* --- whole plans -------------------------------------------------------------- */
 
 static void forecast(struct plan_case *c, const char *recipe, int64_t workers, struct plan_forecast *f)
 {
+	const struct plan_crew crew = { .workers = workers, .threads = 2 * workers };
 	struct plan_history none = { 0 };
 
 	plan_case_init(c, recipe);
 	assert_int_equal(plan_case_make(c), 0);
-	plan_fleet_init(&f->fleet, workers, 2 * workers, &none);
+	plan_fleet_init(&f->fleet, &crew, &none);
 	assert_int_equal(plan_forecast(f, &c->plan, &c->request, true, &c->err), 0);
 }
 
@@ -214,6 +260,7 @@ static void the_dry_run_tells_all(void **state)
 	assert_true(json_get_number(plan, "work", 0) > 0);
 	assert_int_equal(json_get_int(estimate, "workers", 0), 2);
 	assert_int_equal(json_get_int(estimate, "threads", 0), 4);
+	assert_int_equal(json_get_int(estimate, "devices", -1), 0);
 	assert_false(json_get_bool(estimate, "measured", true));
 	assert_true(json_get_number(estimate, "seconds", 0) == f.seconds);
 	assert_true(json_get_number(json_get(estimate, "efforts"), "best", 0) == f.efforts[EFFORT_BEST]);
@@ -252,6 +299,8 @@ int main(void)
 		cmocka_unit_test(the_best_rank_goes_first),
 		cmocka_unit_test(nothing_measured_means_the_default),
 		cmocka_unit_test(what_was_measured_counts),
+		cmocka_unit_test(a_device_has_a_default_of_its_own),
+		cmocka_unit_test(a_measured_device_counts),
 		cmocka_unit_test(each_effort_has_its_time),
 		cmocka_unit_test(the_sequential_order_is_a_chain),
 		cmocka_unit_test(what_cannot_be_planned_has_no_time),

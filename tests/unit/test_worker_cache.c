@@ -1,4 +1,5 @@
 /* The worker's blob cache: limits, pins, order of use, restarts. */
+#include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -210,6 +211,171 @@ static void test_restart(void **state)
 	cache_close(c);
 }
 
+/* --- links to files of the coordinator's store ------------------------------------------------------------- */
+
+static ino_t inode_of(const char *path)
+{
+	struct stat st;
+
+	assert_int_equal(lstat(path, &st), 0);
+	return st.st_ino;
+}
+
+static ino_t cached_inode(struct cache *c, char letter)
+{
+	char *path = cache_path(c, name_of(letter));
+	ino_t inode = inode_of(path);
+
+	mem_free(path);
+	return inode;
+}
+
+static unsigned files_in_cache(void)
+{
+	unsigned count = 0;
+	struct dirent *entry;
+	DIR *d = opendir("cache");
+
+	assert_non_null(d);
+	while ((entry = readdir(d)))
+		count += entry->d_name[0] != '.';
+	closedir(d);
+	return count;
+}
+
+static void test_link(void **state)
+{
+	struct cache *c = open_cache(100);
+	struct timespec times[2] = { { .tv_sec = 1000000 }, { .tv_sec = 1000000 } };
+	struct err err = ERR_INIT;
+	struct stat st;
+
+	(void)state;
+	write_bytes("stored", 30);
+	assert_int_equal(utimensat(AT_FDCWD, "stored", times, 0), 0);
+	assert_int_equal(cache_pin(c, name_of('d')), 0);
+	write_part(c, 'd', 10); /* a download that was begun is not needed any more */
+	assert_int_equal(cache_link(c, name_of('d'), "stored", 30, &err), 0);
+	cache_unpin(c, name_of('d'));
+	assert_int_equal(look(c, 'd'), CACHE_READY);
+	assert_int_equal(cached_inode(c, 'd'), inode_of("stored"));
+	assert_int_equal(cache_bytes(c), 30); /* counts although it shares its bytes */
+	assert_int_equal(stat("stored", &st), 0);
+	assert_int_not_equal(st.st_mtim.tv_sec, 1000000); /* used now, for the next process */
+	assert_int_equal(cache_link(c, name_of('d'), "stored", 30, &err), 0); /* again: no harm */
+	assert_int_equal(cache_bytes(c), 30);
+	assert_int_equal(stat("stored", &st), 0);
+	assert_int_equal(st.st_nlink, 2);
+	add(c, 'e', 90); /* and gives way like any other */
+	assert_false(on_disk(c, 'd'));
+	assert_int_equal(stat("stored", &st), 0);
+	assert_int_equal(st.st_size, 30);
+	cache_close(c);
+}
+
+/* The part of a download that an earlier process left goes with the link. */
+static void test_link_instead_of_an_old_part(void **state)
+{
+	struct cache *c = open_cache(100);
+	struct err err = ERR_INIT;
+
+	(void)state;
+	write_part(c, 'd', 10);
+	cache_close(c);
+	c = open_cache(100);
+	assert_int_equal(cache_bytes(c), 10);
+	write_bytes("stored", 30);
+	assert_int_equal(cache_link(c, name_of('d'), "stored", 30, &err), 0);
+	assert_int_equal(cache_bytes(c), 30);
+	assert_int_equal(files_in_cache(), 1);
+	cache_close(c);
+}
+
+static void refuse_link(struct cache *c, const char *path, uint64_t bytes, enum err_code code)
+{
+	struct err err = ERR_INIT;
+
+	assert_int_equal(cache_link(c, name_of('d'), path, bytes, &err), -1);
+	assert_int_equal(err.code, code);
+	if (!strstr(err.text, path))
+		fail_msg("\"%s\" is not in \"%s\"", path, err.text);
+	assert_int_equal(look(c, 'd'), CACHE_ABSENT);
+	assert_int_equal(cache_bytes(c), 0);
+	assert_int_equal(files_in_cache(), 0);
+}
+
+static void test_links_that_cannot_be(void **state)
+{
+	struct cache *c = open_cache(100);
+	struct err err = ERR_INIT;
+
+	(void)state;
+	write_bytes("stored", 30);
+	refuse_link(c, "no such file", 30, ERR_NOT_FOUND);
+	refuse_link(c, "stored", 29, ERR_CONFLICT);
+	refuse_link(c, "stored", 31, ERR_CONFLICT);
+	refuse_link(c, "/proc/self/status", 0, ERR_IO); /* another file system */
+	refuse_link(c, "cache", 30, ERR_IO); /* a folder */
+	unlink("symbolic");
+	assert_int_equal(symlink("stored", "symbolic"), 0);
+	refuse_link(c, "symbolic", 30, ERR_CONFLICT);
+	refuse_link(c, "symbolic", 6, ERR_CONFLICT); /* not by its own size either */
+	unlink("fifo");
+	assert_int_equal(mkfifo("fifo", 0666), 0);
+	refuse_link(c, "fifo", 0, ERR_CONFLICT); /* and it is not waited for a writer */
+	file_fail_after(FILE_OPEN, 1);
+	assert_int_equal(cache_link(c, name_of('d'), "stored", 30, &err), -1); /* may not be read */
+	file_fail_after(FILE_OPEN, 0);
+	assert_int_equal(files_in_cache(), 0);
+	assert_int_equal(mkdir("cache/taken", 0777), 0);
+	assert_int_equal(cache_link(c, "taken", "stored", 30, &err), -1); /* its name is a folder's */
+	assert_non_null(strstr(err.text, "cannot rename"));
+	assert_int_equal(files_in_cache(), 1);
+	assert_int_equal(cache_link(c, name_of('d'), "stored", 30, &err), 0);
+	cache_close(c);
+}
+
+/* Killed between linking and looking: what lies there never counts. */
+static void test_half_a_link(void **state)
+{
+	char name[DIGEST_HEX + 16];
+	struct cache *c = open_cache(100);
+
+	(void)state;
+	cache_close(c);
+	snprintf(name, sizeof(name), "cache/%s.link", name_of('d'));
+	write_bytes(name, 30);
+	c = open_cache(100);
+	assert_int_equal(cache_bytes(c), 0);
+	assert_int_equal(look(c, 'd'), CACHE_ABSENT);
+	assert_int_equal(files_in_cache(), 0);
+	cache_close(c);
+}
+
+static void test_link_without_memory(void **state)
+{
+	struct err err = ERR_INIT;
+	bool done = false;
+	uint64_t n;
+
+	(void)state;
+	write_bytes("stored", 30);
+	for (n = 1; !done && n < 100; n++) {
+		struct cache *c = open_cache(100);
+
+		mem_fail_after(n);
+		done = cache_link(c, name_of('d'), "stored", 30, &err) == 0;
+		mem_fail_after(0);
+		assert_int_equal(cache_bytes(c), done ? 30 : 0);
+		if (!done)
+			assert_int_equal(err.code, ERR_NOMEM);
+		cache_close(c);
+		assert_int_equal(dir_remove("cache", NULL), 0);
+	}
+	assert_true(done);
+	assert_in_range(n, 4, 99);
+}
+
 static void test_own_output_replaces_unproven(void **state)
 {
 	struct cache *c = open_cache(100);
@@ -277,6 +443,11 @@ int main(void)
 		cmocka_unit_test_setup(test_pinned_stays, fresh),
 		cmocka_unit_test_setup(test_downloads, fresh),
 		cmocka_unit_test_setup(test_restart, fresh),
+		cmocka_unit_test_setup(test_link, fresh),
+		cmocka_unit_test_setup(test_link_instead_of_an_old_part, fresh),
+		cmocka_unit_test_setup(test_links_that_cannot_be, fresh),
+		cmocka_unit_test_setup(test_half_a_link, fresh),
+		cmocka_unit_test_setup(test_link_without_memory, fresh),
 		cmocka_unit_test_setup(test_own_output_replaces_unproven, fresh),
 		cmocka_unit_test_setup(test_errors, fresh),
 		cmocka_unit_test_setup(test_without_memory, fresh),

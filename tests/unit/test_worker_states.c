@@ -4,7 +4,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -298,7 +300,51 @@ static void test_lease(void **state)
 	assert_string_equal(lease.inputs[0].name, "hidden-0");
 	assert_int_equal(lease.inputs[0].bytes, 123);
 	assert_non_null(lease.model);
+	assert_null(lease.inputs[0].path);
 	lease_deinit(&lease);
+}
+
+#define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+static int parse_with_path(struct lease *lease, const char *path, struct err *err)
+{
+	const char *at = strstr(good_lease, "\"bytes\":123");
+	char *text = malloc(PATH_MAX + 2 * sizeof(good_lease));
+	int rc;
+
+	snprintf(text, PATH_MAX + 2 * sizeof(good_lease), "%.*s\"path\":%s,%s", (int)(at - good_lease), good_lease, path, at);
+	rc = lease_parse(lease, text, strlen(text), err);
+	free(text);
+	return rc;
+}
+
+/* The file of an input: only one that is named by its digest, by an absolute path. */
+static void test_lease_with_paths(void **state)
+{
+	static const char *const bad[] = {
+		"\"data/blobs/01/" SHA "\"", "\"" SHA "\"", "\"\"", "\"/\"", "\"/etc/passwd\"", "\"/etc/passwd/\"",
+		"\"../" SHA "\"", "\"/x/" SHA "/\"", "\"/x/" SHA ".part\"", "\"/x/y" SHA "\"", "7", "true", "[]",
+	};
+	struct lease lease;
+	struct err err = ERR_INIT;
+	char *deep = malloc(PATH_MAX + 128);
+
+	(void)state;
+	assert_int_equal(parse_with_path(&lease, "\"/data/blobs/01/" SHA "\"", &err), 0);
+	assert_string_equal(lease.inputs[0].path, "/data/blobs/01/" SHA);
+	lease_deinit(&lease);
+	assert_int_equal(parse_with_path(&lease, "null", &err), 0);
+	assert_null(lease.inputs[0].path);
+	lease_deinit(&lease);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		if (parse_with_path(&lease, bad[i], &err) == 0)
+			fail_msg("%s is accepted", bad[i]);
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_non_null(strstr(err.text, "hidden-0"));
+	}
+	snprintf(deep, PATH_MAX + 128, "\"/%0*d/" SHA "\"", PATH_MAX - 65, 0);
+	assert_int_equal(parse_with_path(&lease, deep, &err), -1);
+	free(deep);
 }
 
 /* Replaces the first `from` in the good lease; the sentence must hold `word`. */
@@ -363,16 +409,50 @@ static void test_upload_answers(void **state)
 	struct err err = ERR_INIT;
 
 	(void)state;
-	assert_int_equal(wire_parse_upload(&up, 2049, part, strlen(part), &err), 0);
+	assert_int_equal(wire_parse_upload(&up, SHA, 2049, part, strlen(part), &err), 0);
 	assert_false(up.exists);
 	assert_int_equal(up.parts, 3);
 	assert_memory_equal(up.done, "\1\0\1", 3);
-	mem_free(up.done);
-	assert_int_equal(wire_parse_upload(&up, 5, "{\"exists\":true}", 15, &err), 0);
+	assert_null(up.place);
+	wire_upload_deinit(&up);
+	assert_int_equal(wire_parse_upload(&up, SHA, 5, "{\"exists\":true}", 15, &err), 0);
 	assert_true(up.exists);
 	for (size_t i = 0; i < 5; i++)
-		assert_int_equal(wire_parse_upload(&up, 2049, bad[i], strlen(bad[i]), &err), -1);
-	assert_int_equal(wire_parse_upload(&up, (uint64_t)1 << 40, part, strlen(part), &err), -1); /* too many parts */
+		assert_int_equal(wire_parse_upload(&up, SHA, 2049, bad[i], strlen(bad[i]), &err), -1);
+	assert_int_equal(wire_parse_upload(&up, SHA, (uint64_t)1 << 40, part, strlen(part), &err), -1); /* too many parts */
+}
+
+/* Where a file may be put: nothing that could be another file of this host. */
+static void test_upload_places(void **state)
+{
+	static const char *const bad[] = {
+		"\"uploads/" SHA ".placed\"", "\"" SHA ".placed\"", "\"/etc/passwd\"", "\"/x/" SHA "\"", "\"/x/" SHA ".part\"",
+		"\"/x/" SHA ".placed/\"", "\"\"", "1",
+	};
+	char text[512];
+	struct wire_upload up;
+	struct err err = ERR_INIT;
+	bool done = false;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		snprintf(text, sizeof(text), "{\"upload\":\"u_1\",\"part_bytes\":1024,\"place\":%s}", bad[i]);
+		if (wire_parse_upload(&up, SHA, 7, text, strlen(text), &err) == 0)
+			fail_msg("%s is accepted", bad[i]);
+		assert_int_equal(err.code, ERR_INVALID);
+		assert_null(up.done);
+	}
+	snprintf(text, sizeof(text), "{\"upload\":\"u_1\",\"part_bytes\":1024,\"place\":\"/x/uploads/" SHA ".placed\"}");
+	for (uint64_t n = 1; !done; n++) {
+		mem_fail_after(n);
+		done = wire_parse_upload(&up, SHA, 7, text, strlen(text), &err) == 0;
+		mem_fail_after(0);
+		if (!done)
+			assert_int_equal(err.code, ERR_NOMEM);
+	}
+	assert_string_equal(up.place, "/x/uploads/" SHA ".placed");
+	wire_upload_deinit(&up);
+	assert_null(up.place);
 }
 
 static void check_text(char *text, const char *expected)
@@ -419,7 +499,8 @@ static void test_bodies(void **state)
 	check_text(wire_release("w_1", 2, "lost", &lost, "last"),
 		   "{\"worker\":\"w_1\",\"epoch\":2,\"reason\":\"lost\",\"error\":{\"name\":\"unavailable\",\"detail\":\"gone\"},"
 		   "\"log\":\"last\"}");
-	check_text(wire_upload_begin("ab", 7), "{\"sha256\":\"ab\",\"bytes\":7}");
+	check_text(wire_upload_begin("ab", 7, false), "{\"sha256\":\"ab\",\"bytes\":7}");
+	check_text(wire_upload_begin("ab", 7, true), "{\"sha256\":\"ab\",\"bytes\":7,\"place\":true}");
 	check_text(wire_complete("w_1", 2, complete),
 		   "{\"worker\":\"w_1\",\"epoch\":2,\"outputs\":[],\"result\":{\"a\":1},\"stats\":{}}");
 	json_free(complete);
@@ -441,9 +522,11 @@ int main(void)
 		cmocka_unit_test(test_stop),
 		cmocka_unit_test(test_start_anew),
 		cmocka_unit_test(test_lease),
+		cmocka_unit_test(test_lease_with_paths),
 		cmocka_unit_test(test_bad_leases),
 		cmocka_unit_test(test_lease_without_memory),
 		cmocka_unit_test(test_upload_answers),
+		cmocka_unit_test(test_upload_places),
 		cmocka_unit_test(test_registrations),
 		cmocka_unit_test(test_bodies),
 	};
