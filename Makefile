@@ -82,6 +82,8 @@ $(OUT)/obj/%.o: %.c
 # The cpu backend's inner loops want the full optimizer, those of the formats too.
 CFLAGS_worker_backend_cpu_ := $(if $(SAN),,-O3)
 CFLAGS_formats_ := $(if $(SAN),,-O3)
+# As do the conversions of whole arrays (half.c, checkpoint_read.c).
+CFLAGS_common_ := $(if $(SAN),,-O3)
 
 # Hot loops are compiled once per instruction-set level; the backend picks one when it opens.
 kernel_sources := $(wildcard worker/backend/cpu/kernels_*.c)

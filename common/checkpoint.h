@@ -41,7 +41,8 @@ void checkpoint_close(struct checkpoint *ck);
 const struct st_tensor *checkpoint_find(const struct checkpoint *ck, const char *name,
 					const struct checkpoint_file **file);
 /* Rows [row, row+rows) of a 2-d tensor (or elements of a 1-d one) as float32 into `out`
- * (rows * cols floats). A NaN or infinity is ERR_CORRUPT naming the tensor and the index. */
+ * (rows * cols floats). A NaN or infinity is ERR_CORRUPT naming the tensor and the first such index. Several
+ * threads may read an open checkpoint at once when its source says so (source.h). */
 int checkpoint_read_f32(struct checkpoint *ck, const char *name, uint64_t row, uint64_t rows,
 			float *out, struct err *err);
 /* The same bytes as stored (no check of values): out has rows * row_bytes. */

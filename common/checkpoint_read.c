@@ -1,5 +1,6 @@
 /* checkpoint_read.c - rows of a checkpoint's tensors. 16-bit types are read in pieces of at most
- * 1 MiB, so that a read needs little more memory than its result. */
+ * 1 MiB, so that a read needs little more memory than its result; values are converted and looked at in
+ * steps that stay in the first cache. Nothing of the checkpoint is written to. */
 #include <math.h>
 #include <string.h>
 
@@ -7,7 +8,7 @@
 #include "common/checkpoint.h"
 #include "common/half.h"
 
-enum { PIECE_ELEMENTS = 1 << 19 };
+enum { PIECE_ELEMENTS = 1 << 19, STEP_ELEMENTS = 1 << 11 };
 
 /* Elements of a tensor's rows, found and checked. */
 struct span {
@@ -45,9 +46,25 @@ static int find_span(struct checkpoint *ck, const char *name, uint64_t row, uint
 	return 0;
 }
 
+/* A NaN or infinity has all bits of the exponent set. */
+static bool all_finite(const float *values, size_t count)
+{
+	uint32_t any = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		uint32_t bits;
+
+		memcpy(&bits, &values[i], sizeof(bits));
+		any |= (bits & 0x7f800000) == 0x7f800000;
+	}
+	return any == 0;
+}
+
 static int check_finite(const struct span *span, const float *values, uint64_t first, size_t count,
 			struct err *err)
 {
+	if (all_finite(values, count))
+		return 0;
 	for (size_t i = 0; i < count; i++) {
 		uint64_t at = span->first + first + i;
 
@@ -75,17 +92,22 @@ static int read_piece(struct source *source, const struct span *span, uint64_t f
 	if (source->read(source, span->file, span->offset + first * span->width, into,
 			 count * span->width, err) != 0)
 		return -1;
-	if (span->tensor->dtype == ST_BF16)
-		bf16_to_f32_array(piece, out, count);
-	else if (span->tensor->dtype == ST_F16)
-		f16_to_f32_array(piece, out, count);
-	return check_finite(span, out, first, count, err);
+	for (size_t at = 0, now; at < count; at += now) {
+		now = count - at < STEP_ELEMENTS ? count - at : STEP_ELEMENTS;
+		if (span->tensor->dtype == ST_BF16)
+			bf16_to_f32_array((const char *)piece + 2 * at, out + at, now);
+		else if (span->tensor->dtype == ST_F16)
+			f16_to_f32_array((const char *)piece + 2 * at, out + at, now);
+		if (check_finite(span, out + at, first + at, now, err) != 0)
+			return -1;
+	}
+	return 0;
 }
 
 int checkpoint_read_f32(struct checkpoint *ck, const char *name, uint64_t row, uint64_t rows,
 			float *out, struct err *err)
 {
-	struct span span;
+	struct span span = { 0 };
 	void *piece;
 	int rc = 0;
 
@@ -108,7 +130,7 @@ int checkpoint_read_f32(struct checkpoint *ck, const char *name, uint64_t row, u
 int checkpoint_read_raw(struct checkpoint *ck, const char *name, uint64_t row, uint64_t rows,
 			void *out, struct err *err)
 {
-	struct span span;
+	struct span span = { 0 };
 
 	if (find_span(ck, name, row, rows, &span, err) != 0)
 		return -1;

@@ -1,5 +1,6 @@
 #include "common/half.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 static float f32_of_bits(uint32_t bits)
@@ -32,20 +33,28 @@ uint16_t f32_to_bf16(float value)
 	return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* All bits set where the condition holds. */
+static inline uint32_t mask_of(bool holds)
+{
+	return 0u - (uint32_t)holds;
+}
+
+/* Every case is computed and masks choose one: a loop over it becomes vector code. */
+static inline uint32_t f16_widen(uint32_t bits)
+{
+	const uint32_t sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
+	const uint32_t subnormal = mask_of(magnitude < 0x00800000), special = mask_of(magnitude >= 0x0f800000);
+	const uint32_t quiet = mask_of(magnitude > 0x0f800000) & 0x400000;
+	/* Below 2^-14, with mantissa m: m 2^-24 is 2^-14 (1 + m 2^-10) less 2^-14, exactly. */
+	const uint32_t small = bits_of_f32(f32_of_bits(0x38800000 + magnitude) - 0x1p-14f);
+
+	return sign | (small & subnormal) |
+	       ((magnitude + 0x38000000 + (special & 0x38000000)) & ~subnormal) | quiet;
+}
+
 float f16_to_f32(uint16_t bits)
 {
-	uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
-	uint32_t exponent = bits >> 10 & 31;
-	uint32_t mantissa = bits & 0x3ff;
-
-	if (exponent == 31)
-		return f32_of_bits(sign | 0x7f800000 | mantissa << 13 | (mantissa ? 0x400000 : 0));
-	if (exponent == 0) {
-		float magnitude = (float)mantissa * 0x1p-24f;
-
-		return sign ? -magnitude : magnitude;
-	}
-	return f32_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+	return f32_of_bits(f16_widen(bits));
 }
 
 uint16_t f32_to_f16(float value)

@@ -1,12 +1,13 @@
 /* source.h - where a checkpoint's files come from: a local folder, or a coordinator over HTTP.
  *
  * A source serves ranges of plainly named files (path_is_plain_name). Implementations:
- * source_dir_open() here, worker/source_http.c over HTTP. Reads may be called from one thread at
- * a time.
+ * source_dir_open() here, worker/source_http.c over HTTP. One thread at a time calls a source, except that several may
+ * be in read() at once where `threads` says so.
  */
 #ifndef QUARRY_COMMON_SOURCE_H
 #define QUARRY_COMMON_SOURCE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +21,7 @@ struct source {
 		    struct err *err);
 	void (*close)(struct source *s);
 	char *label; /* for messages: the folder or URL; owned */
+	bool threads; /* read() may be called from several threads at once, and is the faster for it */
 };
 
 /* NULL with err set when the folder cannot be opened. Close with s->close(s). */

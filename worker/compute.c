@@ -8,12 +8,13 @@
 
 #include "common/alloc.h"
 #include "common/buf.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "common/utf8.h"
 #include "worker/layer_keep.h"
 #include "worker/task_scratch.h"
 
-enum { CHECKPOINT_SPACING = 10 };
+enum { CHECKPOINT_SPACING = 10, AGAIN_MOST = 4, TRIED_MAX = 128 };
 
 struct compute {
 	struct compute_config config;
@@ -142,6 +143,11 @@ static int leave_checkpoint(void *ctx, const char *path)
 	return 0;
 }
 
+static void take_digest(void *ctx, const char *name, const char *sha256, uint64_t bytes)
+{
+	spool_tell(((struct compute_job *)ctx)->entry, name, sha256, bytes);
+}
+
 /* --- running one job ------------------------------------------------------------------------------------- */
 
 static int64_t cpu_ms(void)
@@ -168,25 +174,76 @@ static int64_t peak_rss_bytes(void)
 	return kib * 1024;
 }
 
-static struct json *make_stats(struct compute *c, int64_t wall, int64_t cpu)
+static struct json *make_stats(struct compute *c, const struct compute_job *job, int64_t wall, int64_t cpu)
 {
 	struct json *o = json_new_object();
 
 	if (o && json_set_int(o, "wall_ms", wall) == 0 && json_set_int(o, "cpu_ms", cpu) == 0 &&
 	    json_set_int(o, "peak_rss_bytes", peak_rss_bytes()) == 0 &&
 	    json_set_string(o, "backend", c->config.backend->name) == 0 &&
-	    json_set_string(o, "identity", compute_identity(c)) == 0)
+	    json_set_string(o, "identity", compute_identity(c)) == 0 &&
+	    (job->piece_tokens == 0 || json_set_int(o, "piece_tokens", (int64_t)job->piece_tokens) == 0))
 		return o;
 	json_free(o);
 	return NULL;
 }
 
+/* Half of the pieces that the task was run with, in whole sequences; 0: there are no smaller ones. */
+static size_t smaller_piece(const struct task_env *env)
+{
+	return env->piece_used ? env->piece_used / env->piece_least / 2 * env->piece_least : 0;
+}
+
+/* As if the task had not been begun, with smaller pieces; what is kept of the one before leaves the device. */
+static int begin_again(struct compute *c, struct compute_job *job, struct task_env *env)
+{
+	char note[COMPUTE_NOTE_MAX];
+
+	env->piece_tokens = env->piece_used = job->piece_tokens = smaller_piece(env);
+	snprintf(note, sizeof(note), "out of memory; again with pieces of %zu tokens", job->piece_tokens);
+	report_progress(job, 0, note);
+	log_warn("task %s: %s; again with pieces of %zu tokens", job->entry->task, job->err.text, job->piece_tokens);
+	err_clear(&job->err);
+	layer_keep_drop(&c->keep);
+	return dir_remove(env->out_dir, &job->err) != 0 ? -1 : dir_make(env->out_dir, &job->err);
+}
+
+/* Out of memory for good: "...; tried with pieces of 512, 256 tokens". */
+static int tell_tried(struct compute_job *job, const char *tried)
+{
+	const struct err why = job->err;
+
+	return err_set(&job->err, why.code, "%.800s; tried with pieces of %s tokens", why.text, tried);
+}
+
+/* A device that is too small for the pieces that are best may have room for smaller ones: each time half of them, as long
+ * as the task fails for lack of memory. */
+static int run_in_pieces(struct compute *c, struct compute_job *job, struct task_env *env, struct json **result)
+{
+	char tried[TRIED_MAX] = "";
+	size_t len = 0;
+
+	for (int again = 0;; again++) {
+		spool_forget(job->entry);
+		if (task_run(job->kind, job->spec, env, result, &job->err) == 0)
+			return 0;
+		if (!c->backend->ops->own_memory || job->err.code != ERR_NOMEM)
+			return -1;
+		len += (size_t)snprintf(tried + len, sizeof(tried) - len, "%s%zu", again ? ", " : "", env->piece_used);
+		if (again == AGAIN_MOST || smaller_piece(env) == 0 || must_stop(job))
+			return again ? tell_tried(job, tried) : -1;
+		if (begin_again(c, job, env) != 0)
+			return -1;
+	}
+}
+
 static int run_task(struct compute *c, struct compute_job *job, const char *out, struct json **result)
 {
 	struct task_env env = {
-		.backend = c->backend, .keep = &c->keep, .inputs = job->inputs, .input_count = job->input_count,
+		.backend = c->backend, .threads = c->config.options.threads, .keep = &c->keep,
+		.inputs = job->inputs, .input_count = job->input_count,
 		.out_dir = out, .progress = report_progress, .progress_ctx = job,
-		.checkpoint = leave_checkpoint, .checkpoint_ctx = job,
+		.checkpoint = leave_checkpoint, .checkpoint_ctx = job, .digested = take_digest, .digested_ctx = job,
 	};
 	char *scratch;
 	int rc;
@@ -203,7 +260,7 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 	env.scratch_dir = scratch = task_scratch_path(c->config.work, job->entry->task);
 	if (!scratch)
 		return err_set_nomem(&job->err, "a path");
-	rc = task_run(job->kind, job->spec, &env, result, &job->err);
+	rc = run_in_pieces(c, job, &env, result);
 	mem_free(scratch);
 	return rc;
 }
@@ -216,7 +273,7 @@ static int run_job(struct compute *c, struct compute_job *job)
 	int rc = out ? run_task(c, job, out, &result) : err_set_nomem(&job->err, "a path");
 
 	wall = now_ms(c) - job->started_ms;
-	if (rc == 0 && !(stats = make_stats(c, wall, cpu_ms() - cpu)))
+	if (rc == 0 && !(stats = make_stats(c, job, wall, cpu_ms() - cpu)))
 		rc = err_set_nomem(&job->err, "statistics");
 	if (rc == 0)
 		rc = spool_seal(job->entry, c->config.work, result, stats, &job->err);

@@ -3,7 +3,9 @@
  * The thread opens the backend, uses it and closes it; compute_start() waits until it is open. A job is
  * filled in by the loop's thread, handed over by compute_submit(), and handed back by a loop event: in
  * between only `stop`, and progress through compute_progress(), are touched by the loop. The thread runs the
- * task and seals its result into the spool, so that after `done` the result survives this process. A task
+ * task and seals its result into the spool, so that after `done` the result survives this process. A task for
+ * which a backend with memory of its own has too little is run again with smaller pieces (task.h), a few times; its
+ * "stats" then tell how small, because that may show in the bits of the result. Each task begins with full pieces. A task
  * that resumes leaves checkpoints on its way: the file is handed to the loop, which sends it while the task
  * goes on.
  */
@@ -60,6 +62,7 @@ struct compute_job {
 	size_t log_count;                       /* notes in all */
 	/* private */
 	struct compute *compute;
+	size_t piece_tokens;                    /* pieces were made that small for lack of memory; 0: they were not */
 	int64_t started_ms;
 	struct loop_event event, checkpoint_event;
 };

@@ -1,7 +1,6 @@
 #include "worker/distill_model.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "common/alloc.h"
 
@@ -191,24 +190,22 @@ static struct distill_loss mean_loss(const struct head_loss *sum, size_t tokens)
 
 /* --- backwards --------------------------------------------------------------------------------------------- */
 
-struct handed { const float *dy; size_t floats; };
+struct handed { struct backend *be; const float *dy; struct err *err; };
 
 /* The gradient at a layer's output is known already. */
 static int hand_over(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
 {
 	const struct handed *h = ctx;
+	const size_t n = rows * cols;
 
 	(void)y;
-	(void)rows;
-	(void)cols;
-	memcpy(dy, h->dy + sequence * h->floats, h->floats * sizeof(*dy));
-	return 0;
+	return h->be->ops->memory_copy(h->be, dy, h->dy + sequence * n, n * sizeof(*dy), h->err);
 }
 
 /* From m->dy, the gradient at the layer's output, to its new parameters and the gradient at its input. */
 static int backward_layer(struct distill_model *m, size_t layer, const struct distill_step *step, struct err *err)
 {
-	struct handed handed = { m->dy, m->sequence };
+	struct handed handed = { m->be, m->dy, err };
 	const struct rope_table rope = placed_rope(&m->rope_placed, &m->rope.table);
 	const float *x = m->hidden + layer * m->batch * m->sequence;
 	struct block_weights w;

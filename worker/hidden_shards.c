@@ -6,11 +6,11 @@
 
 static int open_shard(struct hidden_shards *s, size_t shard, struct err *err)
 {
-	char name[32];
-	const char *path;
+	char numbered[32];
+	const char *name = s->only ? s->only : numbered, *path;
 
 	tensor_file_close(&s->file);
-	snprintf(name, sizeof(name), "hidden-%zu", shard);
+	snprintf(numbered, sizeof(numbered), "hidden-%zu", shard);
 	path = task_input_path(s->env, name);
 	if (!path)
 		return err_set(err, ERR_INVALID, "the task lacks input '%s'", name);
@@ -34,9 +34,8 @@ static int take_shape(struct hidden_shards *s, size_t shard, struct err *err)
 	return 0;
 }
 
-int hidden_shards_open(struct hidden_shards *s, const struct task_env *env, struct err *err)
+static int open_all(struct hidden_shards *s, struct err *err)
 {
-	*s = (struct hidden_shards){ .env = env, .count = env->input_count, .file = TENSOR_FILE_CLOSED };
 	s->first = mem_alloc(s->count + 1, sizeof(*s->first));
 	if (!s->first)
 		return err_set_nomem(err, "the list of shards");
@@ -45,10 +44,24 @@ int hidden_shards_open(struct hidden_shards *s, const struct task_env *env, stru
 			hidden_shards_close(s);
 			return -1;
 		}
+	return 0;
+}
+
+int hidden_shards_open(struct hidden_shards *s, const struct task_env *env, struct err *err)
+{
+	*s = (struct hidden_shards){ .env = env, .count = env->input_count, .file = TENSOR_FILE_CLOSED };
+	if (open_all(s, err) != 0)
+		return -1;
 	if (hidden_shards_total(s) > 0)
 		return 0;
 	hidden_shards_close(s);
 	return err_set(err, ERR_INVALID, "the task has no hidden states");
+}
+
+int hidden_shards_open_only(struct hidden_shards *s, const struct task_env *env, const char *name, struct err *err)
+{
+	*s = (struct hidden_shards){ .env = env, .only = name, .count = 1, .file = TENSOR_FILE_CLOSED };
+	return open_all(s, err);
 }
 
 void hidden_shards_close(struct hidden_shards *s)
@@ -77,11 +90,25 @@ size_t hidden_shards_end(const struct hidden_shards *s, size_t i)
 	return s->first[shard_of(s, i) + 1];
 }
 
+/* Has the shard of sequence i open. */
+static int open_shard_of(struct hidden_shards *s, size_t i, struct err *err)
+{
+	const size_t shard = shard_of(s, i);
+
+	return shard == s->open && s->file.fd >= 0 ? 0 : open_shard(s, shard, err);
+}
+
 int hidden_shards_read(struct hidden_shards *s, size_t first, size_t count, float *rows, struct err *err)
 {
-	const size_t shard = shard_of(s, first);
-
-	if (shard != s->open && open_shard(s, shard, err) != 0)
+	if (open_shard_of(s, first, err) != 0)
 		return -1;
-	return hidden_file_read(&s->file, first - s->first[shard], count, rows, err);
+	return hidden_file_read(&s->file, first - s->first[s->open], count, rows, err);
+}
+
+int hidden_shards_read_part(struct hidden_shards *s, size_t first, uint64_t from, size_t len, void *bytes,
+			    struct err *err)
+{
+	if (open_shard_of(s, first, err) != 0)
+		return -1;
+	return hidden_file_read_part(&s->file, first - s->first[s->open], from, len, bytes, err);
 }

@@ -1,6 +1,7 @@
 #include "worker/layer_gram.h"
 
 #include "common/alloc.h"
+#include "worker/hidden_stream.h"
 
 struct gram_tap { struct layer_gram *gram; struct err *err; };
 
@@ -56,33 +57,15 @@ static int gram_alloc(struct layer_gram *g, const struct model_config *config,
 	return 0;
 }
 
-/* One piece of the pass: sequences [first, first + count) of one shard, all or none of them within each
- * limit. */
-static int collect_piece(struct gram_tap *tap, struct layer_forward *f, struct hidden_shards *shards,
-			 const struct layer_pass *pass, size_t first, size_t count, float *rows,
-			 struct err *err)
+/* One piece of the pass, all or none of whose sequences are within each limit. y: memory of the backend for output. */
+static int collect_piece(struct gram_tap *tap, struct layer_forward *f, const struct layer_pass *pass,
+			 const struct hidden_piece *piece, float *y, struct err *err)
 {
-	const bool gram = pass->samples == 0 || first < pass->samples, output = first < pass->outputs;
+	const bool gram = pass->samples == 0 || piece->first < pass->samples, output = piece->first < pass->outputs;
 
-	if (hidden_shards_read(shards, first, count, rows, err) != 0 ||
-	    layer_forward_run(f, rows, count, output ? rows : NULL, gram ? add_rows : NULL, tap, err) != 0)
+	if (layer_forward_run(f, piece->x, piece->count, output ? y : NULL, gram ? add_rows : NULL, tap, err) != 0)
 		return -1;
-	return output ? pass->output(pass->ctx, first, count, rows, err) : 0;
-}
-
-/* Where the piece that begins at `first` ends. */
-static size_t piece_end(const struct layer_forward *f, const struct hidden_shards *shards,
-			const struct layer_pass *pass, size_t first)
-{
-	size_t end = hidden_shards_end(shards, first);
-
-	if (end - first > f->piece)
-		end = first + f->piece;
-	if (pass->samples > first && pass->samples < end)
-		end = pass->samples;
-	if (pass->outputs > first && pass->outputs < end)
-		end = pass->outputs;
-	return end;
+	return output ? pass->output(pass->ctx, piece->first, piece->count, piece->x, y, err) : 0;
 }
 
 /* How many sequences the pass takes. */
@@ -105,31 +88,48 @@ static int gram_mean(struct layer_gram *g, struct err *err)
 	return 0;
 }
 
+static int collect_pieces(struct gram_tap *tap, struct layer_forward *f, struct hidden_stream *s,
+			  const struct task_env *env, const struct layer_pass *pass, struct err *err)
+{
+	const size_t length = s->config.length;
+	struct backend *be = f->backend;
+	float *y = NULL;
+	int rc = 0;
+
+	if (pass->outputs > 0 && !(y = be->ops->memory_take(be, s->pieces.largest, "the outputs of a block", err)))
+		return -1;
+	while (rc == 0 && hidden_stream_more(s)) {
+		struct hidden_piece piece;
+
+		rc = hidden_stream_next(s, &piece, err);
+		if (rc == 0)
+			rc = task_step(env, pass->share * (double)piece.first / (double)length,
+				       "gathering activation statistics", err);
+		if (rc == 0)
+			rc = collect_piece(tap, f, pass, &piece, y, err);
+	}
+	be->ops->memory_give(be, y);
+	return rc;
+}
+
 int layer_gram_collect(struct layer_gram *g, struct layer_forward *f, struct hidden_shards *shards,
 		       const struct layer_pass *pass, struct err *err)
 {
+	const struct hidden_stream_config config = {
+		.backend = f->backend, .in = shards, .piece = f->piece, .length = pass_length(shards, pass),
+		.cut = { pass->samples, pass->outputs },
+	};
 	struct gram_tap tap = { .gram = g, .err = err };
-	const size_t length = pass_length(shards, pass);
-	float *rows;
+	struct hidden_stream s;
 	int rc;
 
 	if (shards->width != f->hidden || shards->seq_len != f->seq_len)
 		return err_set(err, ERR_CORRUPT, "%s does not hold hidden states of this model",
 			       shards->file.path);
-	rows = mem_alloc_aligned(f->piece * f->seq_len * f->hidden, sizeof(*rows));
-	if (!rows)
-		return err_set_nomem(err, "hidden states");
 	g->backend = f->backend;
-	rc = gram_alloc(g, &f->ck.config, pass->wanted, err);
-	for (size_t first = 0, end; rc == 0 && first < length; first = end) {
-		end = piece_end(f, shards, pass, first);
-		rc = task_step(shards->env, pass->share * (double)first / (double)length,
-			       "gathering activation statistics", err);
-		if (rc == 0)
-			rc = collect_piece(&tap, f, shards, pass, first, end - first, rows, err);
-	}
-	if (rc == 0)
-		rc = gram_mean(g, err);
-	mem_free(rows);
-	return rc;
+	if (gram_alloc(g, &f->ck.config, pass->wanted, err) != 0 || hidden_stream_open(&s, &config, err) != 0)
+		return -1;
+	rc = collect_pieces(&tap, f, &s, shards->env, pass, err);
+	hidden_stream_close(&s);
+	return rc == 0 ? gram_mean(g, err) : -1;
 }

@@ -23,8 +23,9 @@ struct layer_pass {
 	bool wanted[SITE_COUNT];        /* sites whose H is asked for */
 	size_t samples;                 /* H is made of the first so many sequences; 0 = all */
 	size_t outputs;                 /* the first so many go through the whole block and to output() */
-	/* y (count, seq_len, hidden) of sequences [first, first + count); may be NULL when outputs is 0. */
-	int (*output)(void *ctx, size_t first, size_t count, const float *y, struct err *err);
+	/* x, y (count, seq_len, hidden), input and output of sequences [first, first + count), in memory of the backend; may
+	 * be NULL when outputs is 0. */
+	int (*output)(void *ctx, size_t first, size_t count, const float *x, const float *y, struct err *err);
 	void *ctx;
 	double share;                   /* progress goes from 0 to this */
 };

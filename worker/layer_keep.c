@@ -4,8 +4,9 @@
 
 void layer_keep_drop(struct layer_keep *k)
 {
-	placed_deinit(&k->placed);
+	layer_room_free(&k->room);
 	block_free(&k->block);
+	k->holds = false;
 }
 
 void layer_keep_model(struct layer_keep *k, const char *id)
@@ -20,30 +21,28 @@ void layer_keep_model(struct layer_keep *k, const char *id)
 		memcpy(k->model, id, len + 1);
 }
 
-bool layer_keep_take(struct layer_keep *k, size_t layer, struct block *block, struct placed *placed)
+bool layer_keep_take(struct layer_keep *k, size_t layer, struct block *block, struct layer_room *room)
 {
-	if (!k || !k->block.data)
+	if (!k || !k->holds)
 		return false;
-	if (k->layer != layer) {
-		layer_keep_drop(k);
-		return false;
-	}
 	*block = k->block;
-	*placed = k->placed;
+	*room = k->room;
 	k->block = (struct block){ 0 };
-	k->placed = (struct placed){ 0 };
-	return true;
+	k->room = (struct layer_room){ 0 };
+	k->holds = false;
+	return k->layer == layer;
 }
 
-bool layer_keep_put(struct layer_keep *k, size_t layer, struct block *block, struct placed *placed)
+bool layer_keep_put(struct layer_keep *k, size_t layer, struct block *block, struct layer_room *room)
 {
-	if (!k || k->model[0] == '\0' || !block->data)
+	if (!k || k->model[0] == '\0')
 		return false;
 	layer_keep_drop(k);
+	k->holds = true;
 	k->layer = layer;
 	k->block = *block;
-	k->placed = *placed;
+	k->room = *room;
 	*block = (struct block){ 0 };
-	*placed = (struct placed){ 0 };
+	*room = (struct layer_room){ 0 };
 	return true;
 }

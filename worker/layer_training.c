@@ -10,42 +10,25 @@
 struct feeding {
 	const struct layer_plan *plan;
 	struct layer_forward *f;
-	struct hidden_shards *shards;
-	const struct layer_targets *targets;
+	const struct layer_sequences *sequences;
 	double from, to;
 	enum st_dtype bias[LIN_COUNT], norm[NORM_COUNT];
 };
 
-/* --- targets -------------------------------------------------------------------------------------- */
-
-uint64_t layer_targets_bytes(const struct layer_targets *t, size_t sequences)
-{
-	return (uint64_t)sequences * t->sequence * sizeof(float);
-}
-
-int layer_targets_put(void *ctx, size_t first, size_t count, const float *y, struct err *err)
-{
-	const struct layer_targets *t = ctx;
-
-	return scratch_file_write(t->file, layer_targets_bytes(t, first), y,
-				  count * t->sequence * sizeof(*y), err);
-}
-
 /* --- what the training asks for --------------------------------------------------------------------- */
 
-static int give_input(void *ctx, size_t i, float *x, struct err *err)
+static const float *give_input(void *ctx, size_t i, float *room, struct err *err)
 {
-	struct feeding *k = ctx;
+	const struct feeding *k = ctx;
 
-	return hidden_shards_read(k->shards, i, 1, x, err);
+	return layer_sequences_input(k->sequences, i, room, err);
 }
 
-static int give_target(void *ctx, size_t i, float *y, struct err *err)
+static const float *give_target(void *ctx, size_t i, float *room, struct err *err)
 {
-	struct feeding *k = ctx;
+	const struct feeding *k = ctx;
 
-	return scratch_file_read(k->targets->file, layer_targets_bytes(k->targets, i), y,
-				 k->targets->sequence * sizeof(*y), err);
+	return layer_sequences_output(k->sequences, i, room, err);
 }
 
 static int show_progress(void *ctx, const struct distill_progress *p, struct err *err)
@@ -57,7 +40,7 @@ static int show_progress(void *ctx, const struct distill_progress *p, struct err
 		snprintf(loss, sizeof(loss), ", loss %.4f", p->loss);
 	snprintf(what, sizeof(what), "layer %lld: distilling, epoch %zu of %zu%s", (long long)k->plan->layer,
 		 p->epoch + 1, p->epochs, loss);
-	return task_step(k->shards->env, k->from + (k->to - k->from) * p->fraction, what, err);
+	return task_step(k->sequences->shards->env, k->from + (k->to - k->from) * p->fraction, what, err);
 }
 
 /* Through the stored type and back, a piece at a time. */
@@ -205,13 +188,26 @@ static bool may_drop(const struct layer_training *d)
 	return all_quantized(&d->tuned.plan) && !d->backend->ops->own_memory;
 }
 
+/* Of a weight: the state's three floats, value, gradient, best, and what backends keep beside them; of a token: its
+ * activations and their gradients. */
+uint64_t layer_training_bytes(const struct layer_plan *plan, const struct layer_forward *f)
+{
+	enum { PER_WEIGHT = 8, PER_HIDDEN = 32, PER_INTERMEDIATE = 16 };
+	const struct block_shape *shape = &f->block.shape;
+	const size_t of_token = PER_HIDDEN * shape->hidden + PER_INTERMEDIATE * shape->intermediate;
+	uint64_t weights = 0;
+
+	for (int i = 0; i < LIN_COUNT; i++)
+		weights += (uint64_t)plan->shape[i].rows * plan->shape[i].cols;
+	return sizeof(float) * (PER_WEIGHT * weights + (uint64_t)f->seq_len * of_token);
+}
+
 int layer_training_run(struct layer_training *d, const struct layer_plan *plan, struct layer_forward *f,
-		      struct hidden_shards *shards, const struct layer_targets *targets,
-		      struct quant_result results[LIN_COUNT], double from, double to, struct err *err)
+		      const struct layer_sequences *sequences, struct quant_result results[LIN_COUNT], double from,
+		      double to, struct err *err)
 {
 	const struct tuned_plan state = plan_state(plan, f);
-	struct feeding k = { .plan = plan, .f = f, .shards = shards, .targets = targets, .from = from,
-			     .to = to };
+	struct feeding k = { .plan = plan, .f = f, .sequences = sequences, .from = from, .to = to };
 	struct tuned_sizes sizes;
 
 	*d = (struct layer_training){ .backend = f->backend };

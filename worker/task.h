@@ -28,6 +28,7 @@ struct layer_keep;
 
 struct task_env {
 	struct backend *backend;
+	int threads;                            /* that may read weights at a time; 0 is 1 */
 	struct layer_keep *keep;                /* of the compute thread; NULL: every task loads its layers anew */
 	struct source *model;                   /* the job's checkpoint; NULL when it has none */
 	const struct task_input *inputs;        /* local files, verified */
@@ -37,6 +38,14 @@ struct task_env {
 	 * lost): the task then returns -1 with ERR_CANCELLED. Cheap; call often. May be NULL. */
 	bool (*progress)(void *ctx, double fraction, const char *what);
 	void *progress_ctx;
+	/* Tells the digest of an output that was hashed as it was written; what is not told is hashed from disk. `name` and
+	 * `sha256` (64 hex characters) are copied. May be NULL. */
+	void (*digested)(void *ctx, const char *name, const char *sha256, uint64_t bytes);
+	void *digested_ctx;
+	size_t piece_tokens;                    /* tokens to give to a block at a time; 0: the backend's piece_tokens */
+	/* Set by tasks that send sequences through blocks: tokens of a full piece, and of one sequence, which no piece is
+	 * smaller than. */
+	size_t piece_used, piece_least;
 	/* A folder that belongs to this task alone and survives the process, for kinds that resume where they
 	 * were; may not exist yet. NULL: there is none. */
 	const char *scratch_dir;

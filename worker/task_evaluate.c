@@ -97,7 +97,7 @@ static int load_layer(struct evaluation *e, size_t layer, struct err *err)
 		if (!path)
 			return err_set(err, ERR_INVALID, "the task lacks input '%s'", name);
 	}
-	return layer_forward_load(&e->forward, layer, path, err);
+	return layer_forward_place(&e->forward, layer, path, err);
 }
 
 static int run_layers(struct evaluation *e, struct err *err)
@@ -243,6 +243,7 @@ int task_evaluate(const struct json *spec, struct task_env *env, struct json **r
 	e.keep_hidden = json_get_bool(spec, "keep_hidden", false);
 	if (layer_forward_init(&e.forward, env, e.seq_len, err) != 0)
 		goto out;
+	layer_forward_most(&e.forward, env, e.count);
 	rc = evaluate(&e, err);
 	layer_forward_deinit(&e.forward);
 	if (rc == 0 && !(*result = evaluation_result(&e)))

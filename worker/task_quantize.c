@@ -1,8 +1,8 @@
 /* task_quantize.c - one layer: activation statistics, every linear to codes, scales and zero-points, then the
  * block as a whole trained to the output of the original one.
  *
- * One site's H is factored at a time. What distillation needs later, targets and H, waits in a scratch file; on a
- * backend with memory of its own H stays there.
+ * One site's H is factored at a time. What distillation needs later, the block's outputs and H, waits in a scratch file; on
+ * a backend with memory of its own H stays there, and so do inputs and outputs where there is room.
  */
 #include <stdio.h>
 
@@ -26,8 +26,8 @@ struct layer_job {
 	struct { double damp; int retries; uint64_t h_offset; } site[SITE_COUNT];
 	double loss_distilled[LIN_COUNT];
 	struct layer_training distill;
-	struct layer_targets targets;
-	struct scratch_file scratch;    /* targets, then H of each site */
+	struct layer_sequences sequences;
+	struct scratch_file scratch;    /* the block's outputs, then H of each site */
 	struct shares shares;
 	struct task_env *env;
 	size_t done;
@@ -221,9 +221,10 @@ static int distill(struct layer_job *job, struct err *err)
 {
 	if (!job->plan.distill)
 		return 0;
-	if (layer_training_run(&job->distill, &job->plan, &job->forward, &job->shards, &job->targets,
-			       job->results, job->shares.modules, 1, err) != 0)
+	if (layer_training_run(&job->distill, &job->plan, &job->forward, &job->sequences, job->results,
+			       job->shares.modules, 1, err) != 0)
 		return -1;
+	layer_sequences_deinit(&job->sequences);
 	for (int site = 0; site < SITE_COUNT; site++)
 		if (measure_site(job, (enum block_site)site, err) != 0)
 			return -1;
@@ -232,7 +233,7 @@ static int distill(struct layer_job *job, struct err *err)
 
 /* --- the task -------------------------------------------------------------------------------------- */
 
-/* Statistics of all sites from one pass, with the block's own weights; targets on the way. */
+/* Statistics of all sites from one pass, with the block's own weights; what the training reads on the way. */
 static int collect(struct layer_job *job, struct err *err)
 {
 	const struct layer_plan *p = &job->plan;
@@ -242,13 +243,13 @@ static int collect(struct layer_job *job, struct err *err)
 		pass.wanted[p->shape[lin].site] |= !p->settings[lin].skip;
 	if (p->distill) {
 		pass.outputs = p->training.sequences;
-		pass.output = layer_targets_put;
-		pass.ctx = &job->targets;
+		pass.output = layer_sequences_put;
+		pass.ctx = &job->sequences;
 	}
 	return layer_gram_collect(&job->gram, &job->forward, &job->shards, &pass, err);
 }
 
-/* Scratch file: targets first, H of each site behind them. */
+/* Scratch file: the block's outputs first, H of each site behind them. */
 static int prepare_distill(struct layer_job *job, struct err *err)
 {
 	struct layer_plan *p = &job->plan;
@@ -258,8 +259,10 @@ static int prepare_distill(struct layer_job *job, struct err *err)
 		return 0;
 	if (p->training.sequences > hidden_shards_total(&job->shards))
 		p->training.sequences = hidden_shards_total(&job->shards);
-	job->targets = (struct layer_targets){ &job->scratch, job->forward.seq_len * job->forward.hidden };
-	at = layer_targets_bytes(&job->targets, p->training.sequences);
+	if (layer_sequences_init(&job->sequences, job->forward.backend, &job->shards, &job->scratch, p->training.sequences,
+				 layer_training_bytes(p, &job->forward), err) != 0)
+		return -1;
+	at = layer_sequences_bytes(&job->sequences, p->training.sequences);
 	for (int lin = 0; lin < LIN_COUNT; lin++)
 		if (job->site[p->shape[lin].site].h_offset == 0) {
 			job->site[p->shape[lin].site].h_offset = at;
@@ -305,12 +308,23 @@ static int plan_task(struct layer_job *job, const struct json *spec, struct err 
 static void job_deinit(struct layer_job *job)
 {
 	layer_training_deinit(&job->distill);
+	layer_sequences_deinit(&job->sequences);
 	scratch_file_close(&job->scratch);
 	for (int lin = 0; lin < LIN_COUNT; lin++)
 		quant_result_deinit(&job->results[lin]);
 	layer_gram_deinit(&job->gram);
 	layer_forward_deinit(&job->forward);
 	hidden_shards_close(&job->shards);
+}
+
+static size_t largest_shard(const struct hidden_shards *s)
+{
+	size_t most = 0;
+
+	for (size_t i = 0; i < s->count; i++)
+		if (s->first[i + 1] - s->first[i] > most)
+			most = s->first[i + 1] - s->first[i];
+	return most;
 }
 
 int task_quantize(const struct json *spec, struct task_env *env, struct json **result, struct err *err)
@@ -324,6 +338,7 @@ int task_quantize(const struct json *spec, struct task_env *env, struct json **r
 		hidden_shards_close(&job.shards);
 		return -1;
 	}
+	layer_forward_most(&job.forward, env, largest_shard(&job.shards));
 	if (plan_task(&job, spec, err) == 0)
 		rc = quantize_layer(&job, result, err);
 	if (rc != 0) {

@@ -155,6 +155,31 @@ int hidden_file_write(struct tensor_file *f, size_t first, size_t count, const f
 	return write_sequences(f, first, count, rows, err);
 }
 
+static int check_part(const struct tensor_file *f, size_t first, uint64_t from, size_t len, struct err *err)
+{
+	const uint64_t there = first <= f->sequences ? (f->sequences - first) * sequence_bytes(f) : 0;
+
+	if (first > f->sequences || from > there || len > there - from)
+		return err_set(err, ERR_CORRUPT, "%s holds %zu sequences; %zu bytes at byte %llu from sequence %zu on were "
+			       "asked for", f->path, f->sequences, len, (unsigned long long)from, first);
+	return 0;
+}
+
+int hidden_file_read_part(struct tensor_file *f, size_t first, uint64_t from, size_t len, void *out, struct err *err)
+{
+	if (check_part(f, first, from, len, err) != 0)
+		return -1;
+	return file_pread(f->fd, out, len, f->data_start + first * sequence_bytes(f) + from, f->path, err);
+}
+
+int hidden_file_write_part(struct tensor_file *f, size_t first, uint64_t from, size_t len, const void *bytes,
+			   struct err *err)
+{
+	if (check_part(f, first, from, len, err) != 0)
+		return -1;
+	return file_pwrite(f->fd, bytes, len, f->data_start + first * sequence_bytes(f) + from, f->path, err);
+}
+
 int tokens_file_read(struct tensor_file *f, size_t first, size_t count, int32_t *out, struct err *err)
 {
 	return read_sequences(f, first, count, out, err);

@@ -1,7 +1,7 @@
 /* tensor_file.h - one-tensor safetensors files that travel between tasks: tokens and hidden states.
  *
  * Tokens: `input_ids` I32 (sequences, seq_len). Hidden states: `hidden` F32 (sequences, seq_len, hidden).
- * Both are read and written in pieces of whole sequences. Single-threaded.
+ * Both are read and written in pieces of whole sequences, hidden states also by bytes. One thread at a time.
  */
 #ifndef QUARRY_WORKER_TENSOR_FILE_H
 #define QUARRY_WORKER_TENSOR_FILE_H
@@ -32,6 +32,10 @@ int tensor_file_has_meta(const char *path, const char *key, const char *value, b
 /* rows = count sequences of seq_len * width floats. */
 int hidden_file_read(struct tensor_file *f, size_t first, size_t count, float *out, struct err *err);
 int hidden_file_write(struct tensor_file *f, size_t first, size_t count, const float *rows, struct err *err);
+/* Bytes [from, from + len) of what begins with sequence `first`. */
+int hidden_file_read_part(struct tensor_file *f, size_t first, uint64_t from, size_t len, void *out, struct err *err);
+int hidden_file_write_part(struct tensor_file *f, size_t first, uint64_t from, size_t len, const void *bytes,
+			   struct err *err);
 
 int tokens_file_write(const char *path, const int32_t *ids, size_t sequences, size_t seq_len, struct err *err);
 int tokens_file_open(struct tensor_file *f, const char *path, struct err *err);

@@ -1,4 +1,4 @@
-/* Every operation of backend.h at the sizes of Llama-2-7B, all arrays in the backend's memory, but those that callbacks get.
+/* Every operation of backend.h at the sizes of Llama-2-7B, all arrays in the backend's memory.
  *
  * A floor is the largest of operations / measured rate of the unit that can do them and bytes / measured copy rate, where
  * bytes are each input read and each output written once. Float32-accurate products count as three of halves (product.c); those
@@ -363,21 +363,33 @@ static int run_forward(struct bench *b, void *ctx, struct err *err)
 	return b->ops->block_forward(b->be, &k->shape, &k->w, &k->rope, k->x, k->n_seq, SEQ, k->y, NULL, NULL, err);
 }
 
-/* The gradient of half the sum of squares. */
-static int take_output(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+struct losing { struct bench *b; const struct block *block; struct err *err; };
+
+/* The squared error against the block's input. */
+static int squared_error(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
 {
-	(void)ctx;
-	(void)sequence;
-	memcpy(dy, y, rows * cols * sizeof(*y));
-	return 0;
+	const struct losing *l = ctx;
+	const size_t n = rows * cols;
+	double sum;
+
+	return l->b->ops->squared_error(l->b->be, y, l->block->x + sequence * n, n, 2.0 / (double)n, dy, &sum, l->err);
 }
 
 static int run_backward(struct bench *b, void *ctx, struct err *err)
 {
 	const struct block *k = ctx;
+	struct losing l = { b, k, err };
 
-	return b->ops->block_backward(b->be, &k->shape, &k->w, &k->rope, k->x, k->n_seq, SEQ, take_output, NULL, k->y,
+	return b->ops->block_backward(b->be, &k->shape, &k->w, &k->rope, k->x, k->n_seq, SEQ, squared_error, &l, k->y,
 				      &k->grads, err);
+}
+
+static int run_squared_error(struct bench *b, void *ctx, struct err *err)
+{
+	const struct block *k = ctx;
+	double sum;
+
+	return b->ops->squared_error(b->be, k->y, k->x, (size_t)SEQ * HIDDEN, 1, k->y, &sum, err);
 }
 
 static double block_operations(size_t n_seq)
@@ -404,6 +416,7 @@ static void measure_block(struct bench *b)
 	k.n_seq = BATCH;
 	measure(b, &(struct operation){ "block_backward 4 x 2048", { .products = 3 * block_operations(BATCH),
 					.bytes = 2 * weights + 2.0 * BATCH * rows }, run_backward, NULL, &k });
+	measure(b, &(struct operation){ "squared_error 2048 tokens", { .bytes = 3 * rows }, run_squared_error, NULL, &k });
 	block_free(b, &k);
 }
 

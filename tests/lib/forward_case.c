@@ -87,6 +87,22 @@ double case_max_abs(const float *x, size_t n)
 	return max;
 }
 
+void case_hand(struct backend *be, float *to, const float *from, size_t n)
+{
+	struct err err = ERR_INIT;
+
+	if (be->ops->memory_copy(be, to, from, n * sizeof(*to), &err) != 0)
+		fail_msg("%s: %s", be->ops->name, err.text);
+}
+
+float *case_fetch(struct backend *be, const float *from, size_t n)
+{
+	float *x = must_alloc(n, sizeof(*x));
+
+	case_hand(be, x, from, n);
+	return x;
+}
+
 void case_assert_close(const char *what, const float *got, const float *want, size_t n, double bound)
 {
 	for (size_t i = 0; i < n; i++)

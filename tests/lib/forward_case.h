@@ -22,6 +22,10 @@ void *case_copy(const void *bytes, size_t len);
 struct backend *case_open(const char *name, int threads);
 void case_close(struct backend *be);
 
+/* n floats of memory of the backend as ordinary memory, and the other way. */
+float *case_fetch(struct backend *be, const float *from, size_t n);
+void case_hand(struct backend *be, float *to, const float *from, size_t n);
+
 /* |got - want| <= bound for every element; says where and what otherwise. NaN fails. */
 void case_assert_close(const char *what, const float *got, const float *want, size_t n, double bound);
 double case_max_abs(const float *x, size_t n);

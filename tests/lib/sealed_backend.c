@@ -12,7 +12,10 @@
 
 #include "common/alloc.h"
 
-enum { REGIONS = 256 };
+enum { REGIONS = 256, BUFFERS = 32, COPIES = 256 };
+
+/* A copy that was begun: it is done when the program waits for it, as late as an accelerator may be. */
+struct begun { void *to; const void *from; size_t bytes; };
 
 struct sealed {
 	struct backend base;            /* ops points to `ops` */
@@ -21,6 +24,10 @@ struct sealed {
 	/* The pages of a region and one behind them that stays closed; data ends where they end. */
 	struct { char *pages; size_t len; void *data; } region[REGIONS];
 	size_t count, page;
+	struct { void *data; size_t bytes; } buffer[BUFFERS];
+	size_t buffers;
+	struct begun begun[COPIES];
+	size_t under_way;
 };
 
 static struct sealed *sealed_of(struct backend *be)
@@ -47,6 +54,27 @@ static int seal(struct backend *be, int rc)
 {
 	protect(sealed_of(be), PROT_NONE);
 	return rc;
+}
+
+static bool overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+	const char *p = a, *q = b;
+
+	return p < q + b_bytes && q < p + a_bytes;
+}
+
+/* Nobody writes what is being copied, and nobody touches where it goes. */
+static void check_still(const struct sealed *s, const void *to, const void *from, size_t bytes)
+{
+	for (size_t i = 0; i < s->under_way; i++) {
+		const struct begun *c = &s->begun[i];
+
+		if (overlap(to, bytes, c->to, c->bytes) || overlap(to, bytes, c->from, c->bytes) ||
+		    overlap(from, bytes, c->to, c->bytes)) {
+			print_error("memory that is still being copied is used: nobody has waited\n");
+			abort();
+		}
+	}
 }
 
 static void *sealed_take(struct backend *be, size_t bytes, const char *what, struct err *err)
@@ -85,6 +113,7 @@ static void sealed_give(struct backend *be, void *memory)
 	for (size_t i = 0; i < s->count; i++) {
 		if (s->region[i].data != memory)
 			continue;
+		check_still(s, s->region[i].pages, s->region[i].pages, s->region[i].len);
 		munmap(s->region[i].pages, s->region[i].len + s->page);
 		s->region[i] = s->region[--s->count];
 		return;
@@ -95,9 +124,69 @@ static void sealed_give(struct backend *be, void *memory)
 static int sealed_copy(struct backend *be, void *to, const void *from, size_t bytes, struct err *err)
 {
 	(void)err;
+	check_still(sealed_of(be), to, from, bytes);
 	unseal(be);
 	if (bytes > 0)
 		memcpy(to, from, bytes);
+	return seal(be, 0);
+}
+
+static void *sealed_buffer_take(struct backend *be, size_t bytes, const char *what, struct err *err)
+{
+	struct sealed *s = sealed_of(be);
+	void *buffer = s->inner->ops->buffer_take(s->inner, bytes, what, err);
+
+	if (!buffer)
+		return NULL;
+	assert_true(s->buffers < BUFFERS);
+	memset(buffer, 0xff, bytes); /* nobody may count on zeros */
+	s->buffer[s->buffers].data = buffer;
+	s->buffer[s->buffers++].bytes = bytes;
+	return buffer;
+}
+
+static void sealed_buffer_give(struct backend *be, void *buffer)
+{
+	struct sealed *s = sealed_of(be);
+
+	if (!buffer)
+		return;
+	for (size_t i = 0; i < s->buffers; i++) {
+		if (s->buffer[i].data != buffer)
+			continue;
+		check_still(s, buffer, buffer, s->buffer[i].bytes);
+		s->buffer[i] = s->buffer[--s->buffers];
+		s->inner->ops->buffer_give(s->inner, buffer);
+		return;
+	}
+	fail_msg("%p is no buffer of this backend", buffer);
+}
+
+/* Whoever looks before the copy is complete finds NaN, and whoever changes what is copied changes the copy. */
+static int sealed_begin(struct backend *be, void *to, const void *from, size_t bytes, struct err *err)
+{
+	struct sealed *s = sealed_of(be);
+
+	(void)err;
+	check_still(s, to, from, bytes);
+	assert_true(s->under_way < COPIES);
+	if (bytes == 0)
+		return 0;
+	s->begun[s->under_way++] = (struct begun){ to, from, bytes };
+	unseal(be);
+	memset(to, 0xff, bytes);
+	return seal(be, 0);
+}
+
+static int sealed_wait(struct backend *be, struct err *err)
+{
+	struct sealed *s = sealed_of(be);
+
+	(void)err;
+	unseal(be);
+	for (size_t i = 0; i < s->under_way; i++)
+		memcpy(s->begun[i].to, s->begun[i].from, s->begun[i].bytes);
+	s->under_way = 0;
 	return seal(be, 0);
 }
 
@@ -131,15 +220,23 @@ static int tap_sealed(void *ctx, int site, const float *x, size_t rows, size_t c
 	return rc;
 }
 
-struct losing { struct backend *be; block_loss loss; void *ctx; };
+struct losing { struct backend *be; block_loss loss; void *ctx; struct err *err; };
 
 static int loss_sealed(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
 {
 	struct losing *l = ctx;
-	int rc;
+	const size_t bytes = rows * cols * sizeof(*y);
+	float *y_copy = sealed_take(l->be, bytes, "the output of a block", l->err);
+	float *dy_copy = y_copy ? sealed_take(l->be, bytes, "the gradient of an output", l->err) : NULL;
+	int rc = -1;
 
-	seal(l->be, 0);
-	rc = l->loss(l->ctx, sequence, y, rows, cols, dy);
+	if (dy_copy) {
+		sealed_copy(l->be, y_copy, y, bytes, l->err);
+		rc = l->loss(l->ctx, sequence, y_copy, rows, cols, dy_copy);
+		sealed_copy(l->be, dy, dy_copy, bytes, l->err);
+	}
+	sealed_give(l->be, y_copy);
+	sealed_give(l->be, dy_copy);
 	unseal(l->be);
 	return rc;
 }
@@ -206,8 +303,14 @@ static int sealed_block_backward(struct backend *be, const struct block_shape *s
 				 const struct rope_table *rope, const float *x, size_t n_seq, size_t seq_len,
 				 block_loss loss, void *loss_ctx, float *dx, const struct block_grads *grads, struct err *err)
 {
-	struct losing l = { be, loss, loss_ctx };
+	struct losing l = { be, loss, loss_ctx, err };
 	INNER(block_backward, shape, w, rope, x, n_seq, seq_len, loss_sealed, &l, dx, grads, err);
+}
+
+static int sealed_squared_error(struct backend *be, const float *y, const float *target, size_t n, double scale, float *dy,
+				double *sum, struct err *err)
+{
+	INNER(squared_error, y, target, n, scale, dy, sum, err);
 }
 
 static int sealed_grid_values(struct backend *be, const struct grid *grid, const float *latents, size_t rows, size_t cols,
@@ -277,6 +380,8 @@ static void sealed_close(struct backend *be)
 
 	if (!s)
 		return;
+	if (s->under_way > 0 || s->buffers > 0)
+		fail_msg("%zu copies were not waited for, %zu buffers were not given back", s->under_way, s->buffers);
 	if (s->count > 0)
 		fail_msg("%zu pieces of memory of the backend, %zu bytes, were not given back", s->count, sealed_bytes(be));
 	s->inner->ops->close(s->inner);
@@ -311,6 +416,10 @@ struct backend *sealed_open(struct backend *inner)
 		.memory_take = sealed_take,
 		.memory_give = sealed_give,
 		.memory_copy = sealed_copy,
+		.buffer_take = sealed_buffer_take,
+		.buffer_give = sealed_buffer_give,
+		.memory_begin = sealed_begin,
+		.memory_wait = sealed_wait,
 		.rms_norm = sealed_rms_norm,
 		.block_forward = sealed_block_forward,
 		.head_tile = sealed_head_tile,
@@ -319,6 +428,7 @@ struct backend *sealed_open(struct backend *inner)
 		.gram_mean = sealed_gram_mean,
 		.rms_norm_backward = sealed_rms_norm_backward,
 		.block_backward = sealed_block_backward,
+		.squared_error = sealed_squared_error,
 		.grid_values = sealed_grid_values,
 		.grid_gradients = sealed_grid_gradients,
 		.adam_step = sealed_adam_step,

@@ -2,8 +2,9 @@
  *
  * It computes what the backend it wraps computes, to the bit. Its memory (own_memory is true) cannot be read or written
  * except while one of its operations runs, and is closed again while a tap or a loss of the program's is called: who
- * reaches into it ends with a signal. What a tap is given is such memory too. Closing it fails the test when memory was
- * not given back.
+ * reaches into it ends with a signal. What a tap or a loss is given is such memory too. A copy that was begun is
+ * not done before memory_wait(): until then its target holds bytes 0xff, and whoever copies or gives back what it uses
+ * ends with a signal. Closing it fails the test when memory or a buffer was not given back, or a copy not waited for.
  */
 #ifndef QUARRY_TESTS_LIB_SEALED_BACKEND_H
 #define QUARRY_TESTS_LIB_SEALED_BACKEND_H

@@ -52,16 +52,9 @@ bool train_case_has(const struct train_case *c, enum ref_param which)
 	return ref_param_weight(&c->block.w, which) != NULL;
 }
 
-int train_loss_call(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+/* y and dy (n) in ordinary memory, from element `at` of the case on. */
+static void compute_loss(struct train_loss *loss, size_t at, size_t n, const float *y, float *dy)
 {
-	struct train_loss *loss = ctx;
-	const size_t n = rows * cols, at = sequence * n;
-
-	assert_int_equal(sequence, loss->calls);
-	assert_int_equal(rows, loss->c->block.seq_len);
-	assert_int_equal(cols, loss->c->block.shape.hidden);
-	if (++loss->calls == loss->stop_at)
-		return 1;
 	for (size_t i = 0; i < n; i++) {
 		const double a = loss->c->a[at + i], b = loss->c->b[at + i];
 
@@ -72,6 +65,25 @@ int train_loss_call(void *ctx, size_t sequence, const float *y, size_t rows, siz
 		memcpy(loss->y + at, y, n * sizeof(*y));
 	if (loss->dy)
 		memcpy(loss->dy + at, dy, n * sizeof(*dy));
+}
+
+int train_loss_call(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+{
+	struct train_loss *loss = ctx;
+	const size_t n = rows * cols;
+	float *y_here, *dy_here;
+
+	assert_int_equal(sequence, loss->calls);
+	assert_int_equal(rows, loss->c->block.seq_len);
+	assert_int_equal(cols, loss->c->block.shape.hidden);
+	if (++loss->calls == loss->stop_at)
+		return 1;
+	y_here = case_fetch(loss->be, y, n);
+	dy_here = case_poisoned(n);
+	compute_loss(loss, sequence * n, n, y_here, dy_here);
+	case_hand(loss->be, dy, dy_here, n);
+	free(y_here);
+	free(dy_here);
 	return 0;
 }
 
@@ -124,7 +136,7 @@ struct train_result train_case_run(const struct train_case *c, struct backend *b
 	struct train_result r = { .dx = case_poisoned(n) };
 	struct err err = ERR_INIT;
 
-	r.loss = (struct train_loss){ .c = c, .y = case_poisoned(n), .dy = case_poisoned(n) };
+	r.loss = (struct train_loss){ .c = c, .be = be, .y = case_poisoned(n), .dy = case_poisoned(n) };
 	train_grads_init(&r.grads, c);
 	if (be->ops->block_backward(be, &f->shape, &f->w, &f->rope, f->x, f->n_seq, f->seq_len,
 				    train_loss_call, &r.loss, r.dx, &r.grads, &err) != 0)

@@ -25,9 +25,10 @@ size_t train_case_len(const struct train_case *c);
 /* Whether the block has such a tensor. */
 bool train_case_has(const struct train_case *c, enum ref_param which);
 
-/* A block_loss over a case: begin with { .c = c }. */
+/* A block_loss over a case: begin with { .c = c, .be = the backend that calls it }. */
 struct train_loss {
 	const struct train_case *c;
+	struct backend *be;
 	double total;           /* summed over the call's sequences */
 	float *y, *dy;          /* (rows, hidden), NULL: not wanted: what the loss read and wrote */
 	size_t calls;           /* so far; the sequence each must be for */

@@ -310,6 +310,7 @@ static int call(const struct train_case *c, struct backend *be, struct train_los
 {
 	const struct forward_case *f = &c->block;
 
+	loss->be = be;
 	return be->ops->block_backward(be, &f->shape, &f->w, &f->rope, f->x, f->n_seq, f->seq_len,
 				       train_loss_call, loss, dx, grads, err);
 }

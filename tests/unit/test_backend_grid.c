@@ -95,6 +95,31 @@ static float *stored_values_of(const struct grid_case *g)
 	return w;
 }
 
+/* The code of a latent is the nearest one where s = 1 and z = 0, ties included. */
+static void check_codes(const struct grid_case *g, struct backend *be)
+{
+	const struct grid whole = { .bits = g->grid.bits, .group = g->cols };
+	const size_t n = g->rows * g->cols;
+	float *ones = calloc(g->rows, sizeof(*ones)), *zeros = calloc(g->rows, sizeof(*zeros));
+	uint8_t *codes = malloc(n);
+	struct err err = ERR_INIT;
+
+	assert_true(ones && zeros && codes);
+	for (size_t r = 0; r < g->rows; r++)
+		ones[r] = 1;
+	if (be->ops->round_nearest(be, &whole, g->latents, g->rows, g->cols, ones, zeros, codes, &err) != 0)
+		fail_msg("round_nearest: %s", err.text);
+	for (size_t i = 0; i < n; i++) {
+		const double want = fmin(fmax(nearbyint((double)g->latents[i]), 0), (1 << g->grid.bits) - 1);
+
+		if (codes[i] != want)
+			fail_msg("the code of %.9g is %d, not %g", (double)g->latents[i], codes[i], want);
+	}
+	free(ones);
+	free(zeros);
+	free(codes);
+}
+
 static void check_gradients(const struct grid_case *g, const float got[2], const float want[2], size_t group)
 {
 	const float *x = g->latents + group * g->grid.group, *dw = g->dw + group * g->grid.group;
@@ -120,6 +145,8 @@ static void grid_against_ref(const struct grid_case *g, struct backend *ref, str
 	for (size_t i = 0; i < n; i++)
 		assert_true(got[i] == want[i]);
 	same_bytes("grid_values and stored weights", got, stored, n * sizeof(*got));
+	check_codes(g, ref);
+	check_codes(g, fast);
 	for (int i = 0; i < 2; i++) {
 		ds[i] = case_poisoned(groups), dz[i] = case_poisoned(groups), dl[i] = case_poisoned(n);
 		gradients_of(g, be[i], g->dw, ds[i], dz[i], dl[i]);

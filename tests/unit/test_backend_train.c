@@ -125,7 +125,7 @@ static void run_some(const struct train_case *c, struct backend *be, const struc
 {
 	const struct forward_case *f = &c->block;
 	const size_t n = train_case_len(c);
-	struct train_result some = { .dx = case_poisoned(n), .loss = { .c = c } };
+	struct train_result some = { .dx = case_poisoned(n), .loss = { .c = c, .be = be } };
 	struct block_grads picked = { 0 };
 	struct err err = ERR_INIT;
 
@@ -180,7 +180,7 @@ static void test_absent_parameters(void **state)
 		struct backend *be = case_open(tested_name(b), 2);
 		struct train_case c = cases[2];
 		const struct forward_case *f = &c.block;
-		struct train_loss loss = { .c = &c };
+		struct train_loss loss = { .c = &c, .be = be };
 		float unused = 0;
 
 		train_case_init(&c);
@@ -243,7 +243,7 @@ static void test_loss_stops(void **state)
 
 		train_case_init(&c);
 		for (size_t stop = 1; stop <= f->n_seq; stop++) {
-			struct train_loss loss = { .c = &c, .stop_at = stop };
+			struct train_loss loss = { .c = &c, .be = be, .stop_at = stop };
 			struct block_grads grads;
 			struct err err = ERR_INIT;
 
@@ -258,14 +258,19 @@ static void test_loss_stops(void **state)
 	}
 }
 
-struct given_loss { float value; };
+struct given_loss { struct backend *be; float value; };
 
 static int give_gradient(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
 {
+	const struct given_loss *given = ctx;
+	float *here = case_poisoned(rows * cols);
+
 	(void)sequence;
 	(void)y;
 	for (size_t i = 0; i < rows * cols; i++)
-		dy[i] = ((const struct given_loss *)ctx)->value;
+		here[i] = given->value;
+	case_hand(given->be, dy, here, rows * cols);
+	free(here);
 	return 0;
 }
 
@@ -273,7 +278,7 @@ static void expect_numeric(struct backend *be, const struct train_case *c, float
 			   const struct block_grads *grads)
 {
 	const struct forward_case *f = &c->block;
-	struct given_loss loss = { dy };
+	struct given_loss loss = { be, dy };
 	struct err err = ERR_INIT;
 
 	assert_int_equal(backward(be, f, give_gradient, &loss, dx, grads, &err), -1);
@@ -358,7 +363,7 @@ static void test_out_of_memory(void **state)
 		dx = case_poisoned(train_case_len(&c));
 		for (uint64_t nth = 1; rc != 0; nth++) {
 			struct backend *be = case_open(tested_name(b), 2);
-			struct train_loss loss = { .c = &c };
+			struct train_loss loss = { .c = &c, .be = be };
 			struct block_grads grads;
 			struct err err = ERR_INIT;
 
@@ -385,7 +390,7 @@ static void test_scratch_grows(void **state)
 	struct train_case small = cases[2], large = cases[3];
 	const struct forward_case *f = &large.block;
 	struct train_result r;
-	struct train_loss loss = { .c = &large };
+	struct train_loss loss = { .c = &large, .be = cpu };
 	struct err err = ERR_INIT;
 
 	(void)state;

@@ -20,6 +20,8 @@
 struct lesson {
 	struct tuned_case c;
 	float *targets;         /* (sequences, seq_len, hidden) */
+	bool holds;             /* hands out x and y, in memory of the backend, instead of filling the room it is given */
+	float *x, *y;
 	struct distill_settings settings;
 	struct distill_result result;
 	size_t calls;           /* of progress */
@@ -30,26 +32,37 @@ struct lesson {
 	float grain;            /* norms and biases are stored as multiples of it; 0: as they are */
 };
 
-static int give_input(void *ctx, size_t i, float *x, struct err *err)
+static size_t sequence_of(const struct lesson *l)
+{
+	return l->c.block.seq_len * l->c.block.shape.hidden;
+}
+
+static const float *give_input(void *ctx, size_t i, float *room, struct err *err)
 {
 	const struct lesson *l = ctx;
-	const size_t n = l->c.block.seq_len * l->c.block.shape.hidden;
+	const size_t n = sequence_of(l);
 
 	(void)err;
 	assert_true(i < l->settings.sequences);
-	memcpy(x, l->c.block.x + i * n, n * sizeof(*x));
-	return 0;
+	if (l->holds)
+		return l->x + i * n;
+	case_hand(l->c.be, room, l->c.block.x + i * n, n);
+	return room;
 }
 
-static int give_target(void *ctx, size_t i, float *y, struct err *err)
+static const float *give_target(void *ctx, size_t i, float *room, struct err *err)
 {
 	struct lesson *l = ctx;
-	const size_t n = l->c.block.seq_len * l->c.block.shape.hidden;
+	const size_t n = sequence_of(l);
 
-	if (++l->targets_read == l->fail_target)
-		return err_set(err, ERR_IO, "target %zu is gone", i);
-	memcpy(y, l->targets + i * n, n * sizeof(*y));
-	return 0;
+	if (++l->targets_read == l->fail_target) {
+		err_set(err, ERR_IO, "target %zu is gone", i);
+		return NULL;
+	}
+	if (l->holds)
+		return l->y + i * n;
+	case_hand(l->c.be, room, l->targets + i * n, n);
+	return room;
 }
 
 static int watch(void *ctx, const struct distill_progress *p, struct err *err)
@@ -97,8 +110,24 @@ static void lesson_open(struct lesson *l, struct tuned_case c, struct backend *b
 	forward_result_deinit(&r);
 }
 
+/* From now on it hands out what it holds. */
+static void lesson_hold(struct lesson *l)
+{
+	const size_t n = l->c.block.n_seq * sequence_of(l);
+	struct err err = ERR_INIT;
+
+	l->holds = true;
+	l->x = l->c.be->ops->memory_take(l->c.be, n * sizeof(float), "a test", &err);
+	l->y = l->c.be->ops->memory_take(l->c.be, n * sizeof(float), "a test", &err);
+	assert_true(l->x && l->y);
+	case_hand(l->c.be, l->x, l->c.block.x, n);
+	case_hand(l->c.be, l->y, l->targets, n);
+}
+
 static void lesson_close(struct lesson *l)
 {
+	l->c.be->ops->memory_give(l->c.be, l->x);
+	l->c.be->ops->memory_give(l->c.be, l->y);
 	free(l->targets);
 	tuned_case_deinit(&l->c);
 }
@@ -301,14 +330,20 @@ static void test_nothing_to_learn(void **state)
 
 /* --- the same again --------------------------------------------------------------------------------- */
 
-static float *learned(const char *backend, int threads, uint64_t seed, size_t *floats)
+/* How to learn it once more. */
+struct again { int threads; uint64_t seed; size_t batch; bool holds; };
+
+static float *learned(struct again how, size_t *floats)
 {
-	struct backend *be = case_open(backend, threads);
+	struct backend *be = case_open(tested_backend(), how.threads);
 	struct lesson l;
 	float *state;
 
 	lesson_open(&l, full_case(2), be);
-	l.settings.seed = seed;
+	l.settings.seed = how.seed;
+	l.settings.batch = how.batch;
+	if (how.holds)
+		lesson_hold(&l);
 	must_learn(&l);
 	*floats = l.c.sizes.state;
 	state = case_copy(l.c.state, l.c.sizes.state * sizeof(float));
@@ -320,11 +355,11 @@ static float *learned(const char *backend, int threads, uint64_t seed, size_t *f
 static void test_same_bytes(void **state)
 {
 	size_t n;
-	float *one = learned(tested_backend(), 1, 1, &n), *other = learned(tested_backend(), 1, 2, &n);
+	float *one = learned((struct again){ 1, 1, 4, false }, &n), *other = learned((struct again){ 1, 2, 4, false }, &n);
 
 	(void)state;
 	for (int threads = 1; threads <= 3; threads++) {
-		float *again = learned(tested_backend(), threads, 1, &n);
+		float *again = learned((struct again){ threads, 1, 4, false }, &n);
 
 		assert_memory_equal(one, again, n * sizeof(float));
 		free(again);
@@ -332,6 +367,21 @@ static void test_same_bytes(void **state)
 	assert_true(memcmp(one, other, n * sizeof(float)) != 0);
 	free(one);
 	free(other);
+}
+
+/* Sequences that the provider holds are used where they are, alone and in batches. */
+static void test_held_sequences(void **state)
+{
+	(void)state;
+	for (size_t batch = 1; batch <= 4; batch += 3) {
+		size_t n;
+		float *filled = learned((struct again){ 2, 1, batch, false }, &n);
+		float *held = learned((struct again){ 2, 1, batch, true }, &n);
+
+		assert_memory_equal(filled, held, n * sizeof(float));
+		free(filled);
+		free(held);
+	}
 }
 
 /* Every sequence once an epoch, another order in each and for each seed. */
@@ -462,6 +512,7 @@ int main(void)
 		cmocka_unit_test(test_never_worse),
 		cmocka_unit_test(test_nothing_to_learn),
 		cmocka_unit_test(test_same_bytes),
+		cmocka_unit_test(test_held_sequences),
 		cmocka_unit_test(test_order),
 		cmocka_unit_test(test_cancel),
 		cmocka_unit_test(test_source_fails),

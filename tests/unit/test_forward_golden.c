@@ -19,7 +19,7 @@
 #include "common/file.h"
 #include "tests/lib/forward_case.h"
 #include "tests/lib/tested_backend.h"
-#include "worker/model/block.h"
+#include "worker/layer_load.h"
 #include "worker/model/embed.h"
 #include "worker/model/head.h"
 #include "worker/model/rope.h"
@@ -109,22 +109,29 @@ static void compare_hidden(const struct golden *g, size_t index, const float *go
 static void run_blocks(const struct golden *g, struct backend *be, float *x)
 {
 	const struct model_config *config = &g->ck.config;
-	const struct tensor_reader reader = tensor_reader_of_checkpoint((struct checkpoint *)&g->ck);
+	struct layer_load l = { .be = be, .config = config, .threads = 2,
+				.reader = tensor_reader_of_checkpoint((struct checkpoint *)&g->ck) };
+	struct layer_room room = { 0 };
+	struct block block = { 0 };
+	struct block_weights w;
 	struct err err = ERR_INIT;
 	struct rope rope;
-	struct block block;
 
 	if (rope_init(&rope, config, g->seq_len, &err) != 0)
 		fail_msg("%s", err.text);
 	for (size_t layer = 0; layer < config->layers; layer++) {
-		if (block_load(&block, config, layer, &reader, &err) != 0 ||
-		    be->ops->block_forward(be, &block.shape, &block.w, &rope.table, x, g->n_seq, g->seq_len,
+		l.layer = layer;
+		if (layer_load(&l, &block, &room, &err) != 0)
+			fail_msg("layer %zu: %s", layer, err.text);
+		w = layer_room_weights(config, &block, &room);
+		if (be->ops->block_forward(be, &block.shape, &w, &rope.table, x, g->n_seq, g->seq_len,
 					   x, NULL, NULL, &err) != 0)
 			fail_msg("layer %zu: %s", layer, err.text);
-		block_free(&block);
 		if (layer + 1 < config->layers)
 			compare_hidden(g, layer + 1, x);
 	}
+	layer_room_free(&room);
+	block_free(&block);
 	rope_deinit(&rope);
 }
 

@@ -21,23 +21,31 @@ static struct block loaded(float value)
 static void put(struct layer_keep *k, size_t layer, float value)
 {
 	struct block b = loaded(value);
-	struct placed p = { 0 };
+	struct layer_room r = { 0 };
 
-	assert_true(layer_keep_put(k, layer, &b, &p));
+	assert_true(layer_keep_put(k, layer, &b, &r));
 	assert_null(b.data); /* moved */
 }
 
-/* The first value of the block that is kept for `layer`, 0 when there is none. */
-static float taken(struct layer_keep *k, size_t layer)
+/* The first value of the block that is kept for `layer`, 0 when there is none. *memory: what was moved out either way. */
+static float taken_from(struct layer_keep *k, size_t layer, const float **memory)
 {
 	struct block b = { 0 };
-	struct placed p = { 0 };
+	struct layer_room r = { 0 };
 	float value = 0;
 
-	if (layer_keep_take(k, layer, &b, &p))
+	if (layer_keep_take(k, layer, &b, &r))
 		value = b.data[0];
+	*memory = b.data;
 	block_free(&b);
 	return value;
+}
+
+static float taken(struct layer_keep *k, size_t layer)
+{
+	const float *memory;
+
+	return taken_from(k, layer, &memory);
 }
 
 static void test_the_same_layer_comes_back_once(void **state)
@@ -57,12 +65,18 @@ static void test_the_same_layer_comes_back_once(void **state)
 static void test_another_layer_or_model_does_not(void **state)
 {
 	struct layer_keep k = { 0 };
+	const float *memory, *kept;
 
 	(void)state;
 	layer_keep_model(&k, "m_1");
 	put(&k, 3, 7);
-	assert_true(taken(&k, 4) == 0);
-	assert_null(k.block.data); /* there is room for layer 4 */
+	kept = k.block.data;
+	assert_true(taken_from(&k, 4, &memory) == 0);
+	assert_ptr_equal(memory, kept); /* for layer 4 to be loaded into */
+	assert_null(k.block.data);
+	assert_false(k.holds);
+	assert_true(taken_from(&k, 4, &memory) == 0);
+	assert_null(memory);
 	put(&k, 3, 8);
 	put(&k, 5, 9);             /* takes the place of the one before */
 	assert_true(taken(&k, 5) == 9);
@@ -76,18 +90,18 @@ static void test_another_layer_or_model_does_not(void **state)
 static void test_nothing_is_kept_for_models_without_a_name(void **state)
 {
 	struct layer_keep k = { 0 };
-	struct placed p = { 0 };
+	struct layer_room r = { 0 };
 	struct block b = loaded(7);
 	char longest[sizeof(k.model) + 1];
 
 	(void)state;
 	memset(longest, 'm', sizeof(longest));
 	longest[sizeof(longest) - 1] = '\0';
-	assert_false(layer_keep_put(NULL, 0, &b, &p));
+	assert_false(layer_keep_put(NULL, 0, &b, &r));
 	layer_keep_model(&k, "");
-	assert_false(layer_keep_put(&k, 0, &b, &p));
+	assert_false(layer_keep_put(&k, 0, &b, &r));
 	layer_keep_model(&k, longest);
-	assert_false(layer_keep_put(&k, 0, &b, &p));
+	assert_false(layer_keep_put(&k, 0, &b, &r));
 	assert_true(b.data && b.data[0] == 7); /* still the caller's */
 	block_free(&b);
 }

@@ -141,69 +141,71 @@ static void test_rope_tables(void **state)
 
 /* --- blocks ------------------------------------------------------------------------------------ */
 
-static int load_block(struct err *err)
-{
-	const struct tensor_reader reader = tensor_reader_of_checkpoint(&ck);
-	struct block block;
-	int rc = block_load(&block, &ck.config, 2, &reader, err);
-
-	if (rc != 0)
-		assert_null(block.data);
-	else
-		assert_int_equal(block.shape.hidden, ck.config.hidden);
-	block_free(&block);
-	return rc;
-}
-
-struct named_reads { char names[32][64]; size_t count; };
-
-static int note_read(void *ctx, const char *name, uint64_t row, uint64_t rows, float *out, struct err *err)
-{
-	struct named_reads *n = ctx;
-
-	(void)err;
-	assert_int_equal(row, 0);
-	snprintf(n->names[n->count++], sizeof(n->names[0]), "%s", name);
-	for (uint64_t i = 0; i < rows; i++)
-		out[i] = (float)n->count;
-	return 0;
-}
+static const struct model_config every_tensor = { .family = "qwen3", .layers = 9, .hidden = 4, .heads = 2, .kv_heads = 1,
+						  .head_dim = 2, .intermediate = 3, .qkv_bias = true,
+						  .o_bias = true, .mlp_bias = true, .qk_norm = true };
 
 /* Every tensor a family may have, by name, each in its own slot. */
 static void test_block_names(void **state)
 {
-	struct model_config config = { .family = "qwen3", .layers = 9, .hidden = 4, .heads = 2, .kv_heads = 1,
-				       .head_dim = 2, .intermediate = 3, .qkv_bias = true, .o_bias = true,
-				       .mlp_bias = true, .qk_norm = true };
-	struct named_reads reads = { .count = 0 };
-	const struct tensor_reader reader = { .read = note_read, .ctx = &reads };
-	struct block block;
+	struct model_config config = every_tensor;
+	struct block_pieces p;
+	struct block_weights w;
 	struct err err = ERR_INIT;
+	float data[118];
+	size_t floats;
 
 	(void)state;
-	assert_int_equal(block_load(&block, &config, 7, &reader, &err), 0);
-	assert_int_equal(reads.count, 18);
-	assert_string_equal(reads.names[0], "model.layers.7.self_attn.q_proj.weight");
-	assert_string_equal(reads.names[1], "model.layers.7.self_attn.q_proj.bias");
-	assert_string_equal(reads.names[13], "model.layers.7.mlp.down_proj.bias");
-	assert_string_equal(reads.names[17], "model.layers.7.self_attn.k_norm.weight");
-	assert_true(block.w.q[0] == 1 && block.w.q_bias[0] == 2 && block.w.v[0] == 5);
-	assert_true(block.w.o_bias[0] == 8);
-	assert_true(block.w.gate[0] == 9 && block.w.up_bias[0] == 12 && block.w.down[0] == 13);
-	assert_true(block.w.attn_norm[0] == 15 && block.w.mlp_norm[0] == 16 && block.w.k_norm[0] == 18);
-	assert_int_equal(block.floats, 84 + 22 + 12); /* weights, biases, norms */
-	block_free(&block);
-	assert_int_equal(block_load(&block, &config, 9, &reader, &err), -1);
+	assert_int_equal(block_pieces_init(&p, &config, 7, 1000, &err), 0);
+	assert_int_equal(p.tensors, 18);
+	assert_int_equal(p.count, 18);
+	assert_string_equal(p.tensor[0].name, "model.layers.7.self_attn.q_proj.weight");
+	assert_string_equal(p.tensor[1].name, "model.layers.7.self_attn.q_proj.bias");
+	assert_string_equal(p.tensor[13].name, "model.layers.7.mlp.down_proj.bias");
+	assert_string_equal(p.tensor[17].name, "model.layers.7.self_attn.k_norm.weight");
+	for (size_t i = 0; i < p.tensors; i++)
+		data[p.tensor[i].at] = (float)(i + 1);
+	w = block_weights_at(&config, data);
+	assert_true(w.q[0] == 1 && w.q_bias[0] == 2 && w.v[0] == 5);
+	assert_true(w.o_bias[0] == 8);
+	assert_true(w.gate[0] == 9 && w.up_bias[0] == 12 && w.down[0] == 13);
+	assert_true(w.attn_norm[0] == 15 && w.mlp_norm[0] == 16 && w.k_norm[0] == 18);
+	assert_int_equal(p.floats, 84 + 22 + 12); /* weights, biases, norms */
+	assert_int_equal(block_floats(&config, &floats, &err), 0);
+	assert_int_equal(floats, p.floats);
+	assert_int_equal(block_pieces_init(&p, &config, 9, 1000, &err), -1);
 	assert_string_equal(err.text, "layer 9 of a model of 9 layers");
+	config.qkv_bias = false;
+	w = block_weights_at(&config, data);
+	assert_true(w.k == data + 16 && !w.k_bias);
 	config.hidden = (size_t)-1 / 8;
-	assert_int_equal(block_load(&block, &config, 0, &reader, &err), -1);
+	assert_int_equal(block_pieces_init(&p, &config, 0, 1000, &err), -1);
 	assert_int_equal(err.code, ERR_TOO_LARGE);
 }
 
-static void test_block_failures(void **state)
+/* Pieces of any size follow each other without a gap, and a row is never cut. */
+static void test_block_pieces(void **state)
 {
+	struct err err = ERR_INIT;
+
 	(void)state;
-	sweep(load_block, 1, 9);
+	for (size_t most = 1; most < 20; most++) {
+		struct block_pieces p;
+		size_t at = 0;
+
+		assert_int_equal(block_pieces_init(&p, &every_tensor, 0, most, &err), 0);
+		for (size_t i = 0; i < p.count; i++) {
+			const struct block_piece piece = block_piece_of(&p, i);
+
+			assert_int_equal(piece.at, at);
+			assert_int_equal(piece.at, piece.tensor->at + piece.row * piece.tensor->cols);
+			assert_int_equal(piece.floats, piece.rows * piece.tensor->cols);
+			assert_true(piece.rows >= 1 && piece.row + piece.rows <= piece.tensor->rows);
+			assert_true(piece.floats <= most || piece.rows == 1);
+			at += piece.floats;
+		}
+		assert_int_equal(at, p.floats);
+	}
 }
 
 /* --- embedding --------------------------------------------------------------------------------- */
@@ -302,7 +304,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_rope_frequencies), cmocka_unit_test(test_rope_tables),
-		cmocka_unit_test(test_block_names), cmocka_unit_test(test_block_failures),
+		cmocka_unit_test(test_block_names), cmocka_unit_test(test_block_pieces),
 		cmocka_unit_test(test_embedding), cmocka_unit_test(test_head),
 	};
 

@@ -28,6 +28,7 @@ static int signal_of(void (*reach)(struct backend *be, volatile char *memory))
 	if (child == 0) {
 		signal(SIGSEGV, SIG_DFL);
 		signal(SIGBUS, SIG_DFL);
+		signal(SIGABRT, SIG_DFL);
 		reach(be, memory);
 		_exit(0);
 	}
@@ -72,20 +73,153 @@ static void read_in_tap(struct backend *be, volatile char *memory)
 	be->ops->block_forward(be, &c.shape, &c.w, &c.rope, c.x, 1, 3, NULL, read_x, NULL, NULL);
 }
 
-static int read_memory(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+/* What a loss reaches into: other memory, what it is given to read, what it is given to write. */
+static int touch_memory(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
 {
-	(void)sequence;
-	memset(dy, 0, rows * cols * sizeof(*dy));
-	return y[0] > 1e30f || *(volatile char *)ctx == 1;
+	(void)sequence, (void)y, (void)rows, (void)cols, (void)dy;
+	return *(volatile char *)ctx == 1;
 }
 
-static void read_in_loss(struct backend *be, volatile char *memory)
+static int touch_y(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+{
+	(void)ctx, (void)sequence, (void)rows, (void)cols, (void)dy;
+	return ((volatile const float *)y)[0] > 1e30f;
+}
+
+static int touch_dy(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+{
+	(void)ctx, (void)sequence, (void)y;
+	((volatile float *)dy)[rows * cols - 1] = 0;
+	return 0;
+}
+
+struct own { struct backend *be; struct err err; };
+
+/* What a loss may do. */
+static int use_operations(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols, float *dy)
+{
+	struct own *own = ctx;
+	float *copy = own->be->ops->memory_take(own->be, rows * cols * sizeof(*copy), "a test", &own->err);
+	double sum;
+	int rc = copy ? 0 : -1;
+
+	(void)sequence;
+	if (rc == 0)
+		rc = own->be->ops->memory_copy(own->be, copy, y, rows * cols * sizeof(*copy), &own->err);
+	if (rc == 0)
+		rc = own->be->ops->squared_error(own->be, y, copy, rows * cols, 1, dy, &sum, &own->err);
+	own->be->ops->memory_give(own->be, copy);
+	return rc != 0 || sum != 0;
+}
+
+static int run_loss(struct backend *be, block_loss loss, void *ctx)
 {
 	struct forward_case c = { .name = "small", .shape = { 8, 2, 1, 4, 12, 1e-5f }, .n_seq = 1, .seq_len = 3 };
 	const struct block_grads none = { 0 };
+	int rc;
 
 	forward_case_init(&c);
-	be->ops->block_backward(be, &c.shape, &c.w, &c.rope, c.x, 1, 3, read_memory, (void *)memory, NULL, &none, NULL);
+	rc = be->ops->block_backward(be, &c.shape, &c.w, &c.rope, c.x, 1, 3, loss, ctx, NULL, &none, NULL);
+	forward_case_deinit(&c);
+	return rc;
+}
+
+static void touch_memory_in_loss(struct backend *be, volatile char *memory)
+{
+	run_loss(be, touch_memory, (void *)memory);
+}
+
+static void touch_y_in_loss(struct backend *be, volatile char *memory)
+{
+	run_loss(be, touch_y, (void *)memory);
+}
+
+static void touch_dy_in_loss(struct backend *be, volatile char *memory)
+{
+	run_loss(be, touch_dy, (void *)memory);
+}
+
+static void test_a_loss_may_use_operations(void **state)
+{
+	struct backend *be = sealed_open(case_open("cpu", 2));
+	struct own own = { .be = be };
+
+	(void)state;
+	if (run_loss(be, use_operations, &own) != 0)
+		fail_msg("%s", own.err.text);
+	case_close(be);
+}
+
+/* What goes wrong between the beginning of a copy and its end. */
+static char somewhere[100];
+
+static void give_too_early(struct backend *be, volatile char *memory)
+{
+	be->ops->memory_begin(be, (char *)memory, somewhere, 100, NULL);
+	be->ops->memory_give(be, (char *)memory);
+}
+
+static void give_buffer_too_early(struct backend *be, volatile char *memory)
+{
+	char *buffer = be->ops->buffer_take(be, 100, "a test", NULL);
+
+	be->ops->memory_begin(be, buffer + 50, (char *)memory, 50, NULL);
+	be->ops->buffer_give(be, buffer);
+}
+
+static void copy_too_early(struct backend *be, volatile char *memory)
+{
+	be->ops->memory_begin(be, (char *)memory, somewhere, 100, NULL);
+	be->ops->memory_copy(be, somewhere, (char *)memory + 99, 1, NULL);
+}
+
+static void overwrite_too_early(struct backend *be, volatile char *memory)
+{
+	be->ops->memory_begin(be, somewhere, (char *)memory, 100, NULL);
+	be->ops->memory_begin(be, (char *)memory + 10, somewhere, 1, NULL);
+}
+
+static void copy_beside(struct backend *be, volatile char *memory)
+{
+	be->ops->memory_begin(be, (char *)memory, somewhere, 50, NULL);
+	be->ops->memory_begin(be, somewhere + 50, (char *)memory + 50, 50, NULL);
+	be->ops->memory_wait(be, NULL);
+	be->ops->memory_give(be, (char *)memory);
+}
+
+/* A copy is complete when somebody has waited for it, and not before. */
+static void test_copies_are_late(void **state)
+{
+	struct backend *be = sealed_open(case_open("cpu", 1));
+	char *memory = be->ops->memory_take(be, 100, "a test", NULL), *buffer = be->ops->buffer_take(be, 100, "a test", NULL);
+	char late[100];
+	float x[4] = { 1, 2, 3, 4 }, y[4] = { 0 };
+	const float weight[4] = { 1, 1, 1, 1 };
+
+	(void)state;
+	memset(buffer, 1, 100);
+	assert_int_equal(be->ops->memory_begin(be, memory, buffer, 100, NULL), 0);
+	buffer[3] = 5;
+	assert_int_equal(be->ops->memory_wait(be, NULL), 0);
+	assert_int_equal(be->ops->memory_begin(be, late, memory, 100, NULL), 0);
+	assert_int_equal((unsigned char)late[0], 0xff);
+	assert_int_equal(be->ops->memory_wait(be, NULL), 0);
+	assert_int_equal(late[0], 1);
+	assert_int_equal(late[3], 5);
+	assert_int_equal(be->ops->memory_begin(be, memory, x, sizeof(x), NULL), 0);
+	be->ops->rms_norm(be, (float *)memory, weight, 1e-5f, 1, 4, y, NULL);
+	assert_true(y[0] != y[0]);
+	assert_int_equal(be->ops->memory_wait(be, NULL), 0);
+	assert_int_equal(be->ops->rms_norm(be, (float *)memory, weight, 1e-5f, 1, 4, y, NULL), 0);
+	assert_true(y[0] > 0.3f && y[3] > y[0]);
+	be->ops->memory_give(be, memory);
+	be->ops->buffer_give(be, buffer);
+	case_close(be);
+	assert_int_equal(signal_of(give_too_early), SIGABRT);
+	assert_int_equal(signal_of(give_buffer_too_early), SIGABRT);
+	assert_int_equal(signal_of(copy_too_early), SIGABRT);
+	assert_int_equal(signal_of(overwrite_too_early), SIGABRT);
+	assert_int_equal(signal_of(copy_beside), 0);
 }
 
 static void test_the_seal_holds(void **state)
@@ -94,7 +228,9 @@ static void test_the_seal_holds(void **state)
 	assert_int_not_equal(signal_of(read_it), 0);
 	assert_int_not_equal(signal_of(write_it), 0);
 	assert_int_not_equal(signal_of(read_in_tap), 0);
-	assert_int_not_equal(signal_of(read_in_loss), 0);
+	assert_int_not_equal(signal_of(touch_memory_in_loss), 0);
+	assert_int_not_equal(signal_of(touch_y_in_loss), 0);
+	assert_int_not_equal(signal_of(touch_dy_in_loss), 0);
 	assert_int_equal(signal_of(copy_it), 0);
 }
 
@@ -133,6 +269,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_the_seal_holds),
+		cmocka_unit_test(test_a_loss_may_use_operations),
+		cmocka_unit_test(test_copies_are_late),
 		cmocka_unit_test(test_every_task),
 	};
 

@@ -73,8 +73,9 @@ struct block_grads {
 };
 
 /* What a training step wants of the block's output: reads y (rows, cols) of one sequence of the call,
- * writes dy = dLoss/dy (rows, cols) fully. Called once per sequence, in order, from the calling thread. A
- * non-zero return stops the pass, which then returns -1 without touching err. */
+ * writes dy = dLoss/dy (rows, cols) fully; both in memory of the backend. Called once per sequence, in order, from the
+ * calling thread; it may call the backend's memory functions and squared_error(). A non-zero return stops the pass, which
+ * then returns -1 without touching err. */
 typedef int (*block_loss)(void *ctx, size_t sequence, const float *y, size_t rows, size_t cols,
 			  float *dy);
 
@@ -100,7 +101,7 @@ struct backend_options {
 /* The accelerator that a backend computes on. */
 struct backend_device {
 	char name[64];          /* "NVIDIA H200" */
-	char driver[32];        /* what of it the driver supports: "CUDA 13.0" */
+	char driver[32];        /* "580.82.07, CUDA 13.0": its driver, where that is known, and what it supports */
 	int number;             /* as in backend_options */
 	int clock_mhz;          /* highest of its processors; 0: not known */
 	uint64_t memory_bytes, memory_free;
@@ -130,6 +131,16 @@ struct backend_ops {
 	void (*memory_give)(struct backend *be, void *memory); /* NULL is fine */
 	/* Either side may be either kind of memory; complete on return. */
 	int (*memory_copy)(struct backend *be, void *to, const void *from, size_t bytes, struct err *err);
+
+	/* Ordinary memory that travels to memory of the backend and back fastest (page-locked, on an accelerator), for arrays
+	 * that are used again and again: it is dear to take. Contents are undefined; 64-byte aligned. */
+	void *(*buffer_take)(struct backend *be, size_t bytes, const char *what, struct err *err);
+	void (*buffer_give)(struct backend *be, void *buffer); /* NULL is fine */
+	/* Begins a memory_copy() that goes on while operations run, best from or to a buffer. Until memory_wait() nobody
+	 * touches `to`, and nobody changes `from`. Several may be under way. A failure may show in memory_wait() only. */
+	int (*memory_begin)(struct backend *be, void *to, const void *from, size_t bytes, struct err *err);
+	/* Returns when every copy that was begun is complete, or failed. */
+	int (*memory_wait)(struct backend *be, struct err *err);
 
 	/* --- forward ------------------------------------------------------------------------- */
 
@@ -187,6 +198,11 @@ struct backend_ops {
 			      const float *x, size_t n_seq, size_t seq_len, block_loss loss,
 			      void *loss_ctx, float *dx, const struct block_grads *grads,
 			      struct err *err);
+	/* *sum = sum over n of (y - target)^2, products and sum in double; dy (n), NULL: not wanted: scale (y - target), the
+	 * difference and its product in double, then rounded. dy may be y. ERR_NUMERIC when *sum is not finite.
+	 * cpu vs ref: *sum 1e-12 relative, dy exact. */
+	int (*squared_error)(struct backend *be, const float *y, const float *target, size_t n, double scale,
+			     float *dy, double *sum, struct err *err);
 	/* w (N,K) = s (q - z), q = clamp(round-half-even(latent), 0, 2^b-1); latents (N,K) in code units.
 	 * float32 as common/packed.h computes it: subtract, then multiply. Exact to ref. */
 	int (*grid_values)(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
@@ -222,7 +238,7 @@ struct backend_ops {
 			  const float *w, size_t rows, size_t cols, const double *h,
 			  float *scales, float *zeros, double *objective, struct err *err);
 	/* Nearest codes: q = clamp(round-half-even(w / s + z), 0, 2^b-1). Exact to ref except where
-	 * w/s + z is within 1e-5 of a rounding boundary. codes (N,K) bytes. */
+	 * w/s + z is within 1e-5 of a rounding boundary, and everywhere where s = 1 and z = 0. codes (N,K) bytes. */
 	int (*round_nearest)(struct backend *be, const struct grid *grid, const float *w, size_t rows,
 			     size_t cols, const float *scales, const float *zeros, uint8_t *codes,
 			     struct err *err);

@@ -29,19 +29,6 @@ const void *placed_at(const struct placed *p, const void *element)
 	return p->copy + (at - begin);
 }
 
-struct block_weights placed_block(const struct placed *p, const struct block_weights *w)
-{
-	struct block_weights at = *w;
-	const float **const tensors[] = {
-		&at.attn_norm, &at.mlp_norm, &at.q, &at.k, &at.v, &at.o, &at.gate, &at.up, &at.down, &at.q_bias,
-		&at.k_bias, &at.v_bias, &at.o_bias, &at.gate_bias, &at.up_bias, &at.down_bias, &at.q_norm, &at.k_norm,
-	};
-
-	for (size_t i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++)
-		*tensors[i] = placed_at(p, *tensors[i]);
-	return at;
-}
-
 struct rope_table placed_rope(const struct placed *p, const struct rope_table *rope)
 {
 	return (struct rope_table){ .cos = placed_at(p, rope->cos), .sin = placed_at(p, rope->sin) };

@@ -23,8 +23,6 @@ void placed_deinit(struct placed *p);
 
 /* Where an element of the array is for operations; an address that is not within the array stays what it is. */
 const void *placed_at(const struct placed *p, const void *element);
-/* The tensors of a block that lie in the array. */
-struct block_weights placed_block(const struct placed *p, const struct block_weights *w);
 struct rope_table placed_rope(const struct placed *p, const struct rope_table *rope);
 
 /* Memory of the backend filled with zero bytes. */

@@ -30,6 +30,18 @@ int plain_memory_copy(struct backend *be, void *to, const void *from, size_t byt
 	return 0;
 }
 
+int plain_memory_begin(struct backend *be, void *to, const void *from, size_t bytes, struct err *err)
+{
+	return plain_memory_copy(be, to, from, bytes, err);
+}
+
+int plain_memory_wait(struct backend *be, struct err *err)
+{
+	(void)be;
+	(void)err;
+	return 0;
+}
+
 int plain_options_check(const char *name, const struct backend_options *options, struct err *err)
 {
 	if (options->device != 0)

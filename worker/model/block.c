@@ -1,4 +1,3 @@
-/* The block's tensors are laid out in `data` in canonical order: linears with their biases, then norms. */
 #include "worker/model/block.h"
 
 #include <stdio.h>
@@ -62,86 +61,101 @@ int block_floats(const struct model_config *config, size_t *floats, struct err *
 	return fits ? 0 : err_set(err, ERR_TOO_LARGE, "one block of the model does not fit into memory");
 }
 
-/* One block_load() under way. */
-struct loading {
-	struct block *block;
-	const struct model_config *config;
-	size_t layer;
-	const struct tensor_reader *reader;
-	float *at;              /* where the next tensor goes */
-};
-
-static int load(struct loading *l, const char *name, size_t rows, size_t cols, const float **slot,
-		struct err *err)
+struct block_weights block_weights_at(const struct model_config *config, const float *data)
 {
-	if (l->reader->read(l->reader->ctx, name, 0, rows, l->at, err) != 0)
-		return -1;
-	*slot = l->at;
-	l->at += rows * cols;
-	return 0;
-}
+	struct block_weights w = { 0 };
 
-static int load_linear(struct loading *l, enum block_linear which, struct err *err)
-{
-	const struct linear_shape shape = model_linear(l->config, which);
-	char module[MODEL_NAME_MAX], name[MODEL_NAME_MAX + 16];
+	for (int i = 0; i < LIN_COUNT; i++) {
+		const struct linear_shape shape = model_linear(config, (enum block_linear)i);
 
-	model_linear_name(module, l->config, l->layer, which);
-	snprintf(name, sizeof(name), "%s.weight", module);
-	if (load(l, name, shape.rows, shape.cols, block_linear_slot(&l->block->w, which), err) != 0)
-		return -1;
-	if (!shape.bias)
-		return 0;
-	snprintf(name, sizeof(name), "%s.bias", module);
-	return load(l, name, shape.rows, 1, block_bias_slot(&l->block->w, which), err);
-}
-
-static int load_norm(struct loading *l, enum block_norm which, struct err *err)
-{
-	char name[MODEL_NAME_MAX];
-	size_t len;
-
-	if (!model_norm(l->config, which, &len))
-		return 0;
-	model_norm_name(name, l->config, l->layer, which);
-	return load(l, name, len, 1, block_norm_slot(&l->block->w, which), err);
-}
-
-static int load_all(struct loading *l, struct err *err)
-{
-	for (int i = 0; i < LIN_COUNT; i++)
-		if (load_linear(l, (enum block_linear)i, err) != 0)
-			return -1;
-	for (int i = 0; i < NORM_COUNT; i++)
-		if (load_norm(l, (enum block_norm)i, err) != 0)
-			return -1;
-	return 0;
-}
-
-int block_load(struct block *block, const struct model_config *config, size_t layer,
-	       const struct tensor_reader *reader, struct err *err)
-{
-	struct loading l = { .block = block, .config = config, .layer = layer, .reader = reader };
-
-	*block = (struct block){ 0 };
-	if (layer >= config->layers)
-		return err_set(err, ERR_INVALID, "layer %zu of a model of %zu layers", layer, config->layers);
-	if (block_floats(config, &block->floats, err) != 0)
-		return -1;
-	block->data = mem_alloc_aligned(block->floats, sizeof(float));
-	if (!block->data)
-		return err_set_nomem(err, "the weights of one block");
-	l.at = block->data;
-	block->shape = block_shape_of(config);
-	if (load_all(&l, err) != 0) {
-		block_free(block);
-		return -1;
+		*block_linear_slot(&w, (enum block_linear)i) = data;
+		data += shape.rows * shape.cols;
+		if (!shape.bias)
+			continue;
+		*block_bias_slot(&w, (enum block_linear)i) = data;
+		data += shape.rows;
 	}
-	return 0;
+	for (int i = 0; i < NORM_COUNT; i++) {
+		size_t len;
+
+		if (!model_norm(config, (enum block_norm)i, &len))
+			continue;
+		*block_norm_slot(&w, (enum block_norm)i) = data;
+		data += len;
+	}
+	return w;
 }
 
 void block_free(struct block *block)
 {
 	mem_free(block->data);
 	*block = (struct block){ 0 };
+}
+
+/* --- reading ------------------------------------------------------------------------------------------------ */
+
+/* The name is in place. */
+static void add_tensor(struct block_pieces *p, size_t rows, size_t cols, size_t most)
+{
+	struct block_tensor *t = &p->tensor[p->tensors++];
+
+	t->rows = rows;
+	t->cols = cols;
+	t->at = p->floats;
+	t->piece_rows = cols < most ? most / cols : 1;
+	t->first_piece = p->count;
+	p->count += rows / t->piece_rows + (rows % t->piece_rows != 0);
+	p->floats += rows * cols;
+}
+
+static void add_linear(struct block_pieces *p, const struct model_config *config, size_t layer,
+		       enum block_linear which, size_t most)
+{
+	const struct linear_shape shape = model_linear(config, which);
+	char module[MODEL_NAME_MAX];
+	struct block_tensor *t = &p->tensor[p->tensors];
+
+	model_linear_name(module, config, layer, which);
+	snprintf(t->name, sizeof(t->name), "%s.weight", module);
+	add_tensor(p, shape.rows, shape.cols, most);
+	if (!shape.bias)
+		return;
+	t = &p->tensor[p->tensors];
+	snprintf(t->name, sizeof(t->name), "%s.bias", module);
+	add_tensor(p, shape.rows, 1, most);
+}
+
+int block_pieces_init(struct block_pieces *p, const struct model_config *config, size_t layer, size_t most,
+		      struct err *err)
+{
+	size_t floats, len;
+
+	*p = (struct block_pieces){ 0 };
+	if (layer >= config->layers)
+		return err_set(err, ERR_INVALID, "layer %zu of a model of %zu layers", layer, config->layers);
+	if (block_floats(config, &floats, err) != 0)
+		return -1;
+	for (int i = 0; i < LIN_COUNT; i++)
+		add_linear(p, config, layer, (enum block_linear)i, most);
+	for (int i = 0; i < NORM_COUNT; i++) {
+		if (!model_norm(config, (enum block_norm)i, &len))
+			continue;
+		model_norm_name(p->tensor[p->tensors].name, config, layer, (enum block_norm)i);
+		add_tensor(p, len, 1, most);
+	}
+	return 0;
+}
+
+struct block_piece block_piece_of(const struct block_pieces *p, size_t i)
+{
+	const struct block_tensor *t = &p->tensor[p->tensors - 1];
+	struct block_piece piece;
+
+	while (t->first_piece > i)
+		t--;
+	piece = (struct block_piece){ .tensor = t, .row = (i - t->first_piece) * t->piece_rows };
+	piece.rows = t->rows - piece.row < t->piece_rows ? t->rows - piece.row : t->piece_rows;
+	piece.at = t->at + piece.row * t->cols;
+	piece.floats = piece.rows * t->cols;
+	return piece;
 }

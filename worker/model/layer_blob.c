@@ -177,25 +177,45 @@ static int read_packed(struct layer_blob *b, const struct packed_module *m, uint
 	return rc;
 }
 
-int layer_blob_read_f32(struct layer_blob *b, const char *name, uint64_t row, uint64_t rows, float *out,
-			struct err *err)
+/* What "<module>.weight" is here: *stored, or NULL and *packed. */
+static int find_values(const struct layer_blob *b, const char *name, const struct st_tensor **stored,
+		       struct packed_module *packed, struct err *err)
 {
 	static const char suffix[] = ".weight";
-	const struct st_tensor *stored = st_find(&b->header, name);
-	struct packed_module m = { 0 };
 	char module[NAME_MAX_BYTES];
 	size_t len = strlen(name);
 
-	if (stored)
-		return read_stored(b, stored, row, rows, out, err);
+	*stored = st_find(&b->header, name);
+	if (*stored)
+		return 0;
 	if (len < sizeof(suffix) || len >= sizeof(module) ||
 	    strcmp(name + len - (sizeof(suffix) - 1), suffix) != 0)
 		return err_set(err, ERR_CORRUPT, "%s holds no tensor %s", b->path, name);
 	memcpy(module, name, len);
 	module[len - (sizeof(suffix) - 1)] = '\0';
-	if (find_module(b, module, &m, err) != 0)
+	return find_module(b, module, packed, err);
+}
+
+int layer_blob_columns(const struct layer_blob *b, const char *name, uint64_t *cols, struct err *err)
+{
+	const struct st_tensor *stored;
+	struct packed_module m = { 0 };
+
+	if (find_values(b, name, &stored, &m, err) != 0)
 		return -1;
-	return read_packed(b, &m, row, rows, out, err);
+	*cols = stored ? columns_of(stored) : m.cols;
+	return 0;
+}
+
+int layer_blob_read_f32(struct layer_blob *b, const char *name, uint64_t row, uint64_t rows, float *out,
+			struct err *err)
+{
+	const struct st_tensor *stored;
+	struct packed_module m = { 0 };
+
+	if (find_values(b, name, &stored, &m, err) != 0)
+		return -1;
+	return stored ? read_stored(b, stored, row, rows, out, err) : read_packed(b, &m, row, rows, out, err);
 }
 
 int layer_blob_module(const struct layer_blob *b, const char *module, struct layer_module *m, struct err *err)

@@ -2,7 +2,8 @@
  * common/packed.h for quantized linears, source tensors for the rest, and per quantized module a metadata
  * entry "<module>" with its settings as JSON (bits among them).
  *
- * Reading gives either the stored bytes or float32 values (dequantized where packed). Single-threaded.
+ * Reading gives either the stored bytes or float32 values (dequantized where packed); several threads may read an open
+ * file at once. Writing is for one thread.
  */
 #ifndef QUARRY_WORKER_MODEL_LAYER_BLOB_H
 #define QUARRY_WORKER_MODEL_LAYER_BLOB_H
@@ -27,6 +28,8 @@ void layer_blob_close(struct layer_blob *b);
  * dequantized: s * (q - z). */
 int layer_blob_read_f32(struct layer_blob *b, const char *name, uint64_t row, uint64_t rows, float *out,
 			struct err *err);
+/* Columns of what layer_blob_read_f32() gives, 1 for a 1-d tensor. */
+int layer_blob_columns(const struct layer_blob *b, const char *name, uint64_t *cols, struct err *err);
 /* What a packed module holds: codes (rows, cols), scales and zeros (rows, groups). */
 struct layer_module { int bits; size_t rows, cols, groups; };
 /* ERR_CORRUPT when `module` is not packed here or its parts do not fit together. */

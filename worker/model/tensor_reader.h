@@ -2,6 +2,7 @@
 #ifndef QUARRY_WORKER_MODEL_TENSOR_READER_H
 #define QUARRY_WORKER_MODEL_TENSOR_READER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/checkpoint.h"
@@ -9,9 +10,12 @@
 #include "worker/model/layer_blob.h"
 
 struct tensor_reader {
-	/* Rows [row, row+rows) of a 2-d tensor, or elements of a 1-d one. */
-	int (*read)(void *ctx, const char *name, uint64_t row, uint64_t rows, float *out, struct err *err);
+	/* Rows [row, row+rows) of a 2-d tensor, or elements of a 1-d one: `out` has room for rows of `cols` (1)
+	 * values. */
+	int (*read)(void *ctx, const char *name, uint64_t row, uint64_t rows, uint64_t cols, float *out,
+		    struct err *err);
 	void *ctx;
+	bool threads;   /* read() may be called from several threads at once */
 };
 
 struct tensor_reader tensor_reader_of_checkpoint(struct checkpoint *ck);

@@ -14,7 +14,7 @@ struct training {
 	struct distill_progress progress;
 	size_t sequence;        /* floats of one sequence */
 	uint32_t *order;        /* (sequences) of this epoch */
-	float *x;               /* (batch) sequences */
+	float *x;               /* (batch) sequences; memory of the backend, as the next two */
 	float *target, *y;      /* one sequence each */
 	struct tuned_copy best; /* parameters, best so far */
 	float *dense;           /* biases and norms while their stored form is tried */
@@ -43,12 +43,19 @@ static int check(const struct distill_settings *s, const struct distill_data *d,
 
 static void training_deinit(struct training *k)
 {
+	struct backend *be = k->t->be;
+
 	mem_free(k->order);
-	mem_free(k->x);
-	mem_free(k->target);
-	mem_free(k->y);
-	tuned_copy_deinit(&k->best, k->t->be);
+	be->ops->memory_give(be, k->x);
+	be->ops->memory_give(be, k->target);
+	be->ops->memory_give(be, k->y);
+	tuned_copy_deinit(&k->best, be);
 	mem_free(k->dense);
+}
+
+static float *take(struct training *k, size_t bytes, struct err *err)
+{
+	return k->t->be->ops->memory_take(k->t->be, bytes, "the sequences of a batch", err);
 }
 
 /* What is held on failure belongs to training_deinit(). */
@@ -57,22 +64,22 @@ static int training_init(struct training *k, struct err *err)
 	const struct distill_settings *s = k->settings;
 	const size_t batch = s->batch < s->sequences ? s->batch : s->sequences;
 	const size_t steps = (s->sequences + s->batch - 1) / s->batch * s->epochs;
-	size_t all;
+	size_t all, bytes;
 
 	if (!size_mul(k->data->seq_len, k->t->plan.shape.hidden, &k->sequence) ||
-	    !size_mul(k->sequence, batch, &all))
+	    !size_mul(k->sequence, batch, &all) || !size_mul(all, sizeof(float), &bytes))
 		return err_set(err, ERR_TOO_LARGE, "%zu sequences of %zu tokens do not fit into memory", batch,
 			       k->data->seq_len);
 	k->steps = (int64_t)steps;
 	k->work = s->sequences * s->epochs;
 	k->progress = (struct distill_progress){ .epochs = s->epochs, .loss = -1 };
 	k->order = mem_alloc(s->sequences, sizeof(*k->order));
-	k->x = mem_alloc_aligned(all, sizeof(*k->x));
-	k->target = mem_alloc_aligned(k->sequence, sizeof(*k->target));
-	k->y = mem_alloc_aligned(k->sequence, sizeof(*k->y));
 	k->dense = mem_alloc_aligned(tuned_runs(&k->t->plan).dense, sizeof(*k->dense));
-	if (!k->order || !k->x || !k->target || !k->y || !k->dense)
+	if (!k->order || !k->dense)
 		return err_set_nomem(err, "the training of a block");
+	if (!(k->x = take(k, bytes, err)) || !(k->target = take(k, bytes / batch, err)) ||
+	    !(k->y = take(k, bytes / batch, err)))
+		return -1;
 	return tuned_copy_init(&k->best, k->t, err);
 }
 
@@ -82,19 +89,18 @@ static int tell(struct training *k, struct err *err)
 	return k->data->progress ? k->data->progress(k->data->ctx, &k->progress, err) : 0;
 }
 
-static double squared_difference(const float *a, const float *b, size_t n)
-{
-	double sum = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		const double d = (double)a[i] - (double)b[i];
-
-		sum += d * d;
-	}
-	return sum;
-}
-
 /* --- the probe ------------------------------------------------------------------------------------ */
+
+static int add_squares(struct training *k, const float *a, const float *b, double *sum, struct err *err)
+{
+	struct backend *be = k->t->be;
+	double one;
+
+	if (be->ops->squared_error(be, a, b, k->sequence, 0, NULL, &one, err) != 0)
+		return -1;
+	*sum += one;
+	return 0;
+}
 
 /* Mean squared difference over the probe; with `energy`, that of the original block's output to its input
  * too. */
@@ -109,13 +115,15 @@ static int probe(struct training *k, double *loss, double *energy, struct err *e
 	if (tuned_weights(k->t, &w, err) != 0)
 		return -1;
 	for (size_t i = 0; i < n; i++) {
-		if (tell(k, err) != 0 || d->input(d->ctx, i, k->x, err) != 0 ||
-		    d->target(d->ctx, i, k->target, err) != 0 ||
-		    be->ops->block_forward(be, &k->t->plan.shape, &w, d->rope, k->x, 1, d->seq_len, k->y,
-					   NULL, NULL, err) != 0)
+		const float *x, *target;
+
+		if (tell(k, err) != 0 || !(x = d->input(d->ctx, i, k->x, err)) ||
+		    !(target = d->target(d->ctx, i, k->target, err)) ||
+		    be->ops->block_forward(be, &k->t->plan.shape, &w, d->rope, x, 1, d->seq_len, k->y, NULL, NULL,
+					   err) != 0 ||
+		    add_squares(k, k->y, target, &sum, err) != 0 ||
+		    (energy && add_squares(k, target, x, &change, err) != 0))
 			return -1;
-		sum += squared_difference(k->y, k->target, k->sequence);
-		change += squared_difference(k->target, k->x, k->sequence);
 	}
 	*loss = sum / ((double)n * (double)k->sequence);
 	if (energy)
@@ -177,19 +185,14 @@ static int output_loss(void *ctx, size_t sequence, const float *y, size_t rows, 
 {
 	struct training *k = ctx;
 	const double scale = 2 / ((double)k->count * (double)k->sequence);
-	double sum = 0;
+	struct backend *be = k->t->be;
+	const float *target;
+	double sum;
 
-	(void)rows;
-	(void)cols;
 	if (tell(k, k->err) != 0 ||
-	    k->data->target(k->data->ctx, k->members[sequence], k->target, k->err) != 0)
+	    !(target = k->data->target(k->data->ctx, k->members[sequence], k->target, k->err)) ||
+	    be->ops->squared_error(be, y, target, rows * cols, scale, dy, &sum, k->err) != 0)
 		return -1;
-	for (size_t i = 0; i < k->sequence; i++) {
-		const double d = (double)y[i] - (double)k->target[i];
-
-		dy[i] = (float)(scale * d);
-		sum += d * d;
-	}
 	k->squares += sum;
 	k->done++;
 	return 0;
@@ -209,22 +212,40 @@ static void add_point(struct training *k, double loss)
 	k->curve_sum = 0;
 }
 
+/* The inputs of the batch, one behind the other; NULL with err set on failure. */
+static const float *gather(struct training *k, struct err *err)
+{
+	const struct distill_data *d = k->data;
+	struct backend *be = k->t->be;
+
+	for (size_t i = 0; i < k->count; i++) {
+		float *room = k->x + i * k->sequence;
+		const float *x = d->input(d->ctx, k->members[i], room, err);
+
+		if (!x || k->count == 1)
+			return x;
+		if (x != room && be->ops->memory_copy(be, room, x, k->sequence * sizeof(*x), err) != 0)
+			return NULL;
+	}
+	return k->x;
+}
+
 /* One batch: sequences k->members[0 .. count). */
 static int take_step(struct training *k, struct err *err)
 {
 	const struct distill_data *d = k->data;
+	const float *x = gather(k, err);
 	struct backend *be = k->t->be;
 	struct block_weights w;
 	struct block_grads g;
 
-	for (size_t i = 0; i < k->count; i++)
-		if (d->input(d->ctx, k->members[i], k->x + i * k->sequence, err) != 0)
-			return -1;
+	if (!x)
+		return -1;
 	k->squares = 0;
 	k->err = err;
 	tuned_grads(k->t, &g);
 	if (tuned_weights(k->t, &w, err) != 0 ||
-	    be->ops->block_backward(be, &k->t->plan.shape, &w, d->rope, k->x, k->count, d->seq_len,
+	    be->ops->block_backward(be, &k->t->plan.shape, &w, d->rope, x, k->count, d->seq_len,
 				    output_loss, k, NULL, &g, err) != 0)
 		return -1;
 	k->step++;

@@ -27,14 +27,16 @@ struct distill_progress {
 	double loss;            /* relative, of the latest batch, before it of the probe; < 0: not known yet */
 };
 
-/* Where the block's sequences come from and what the surroundings want. Functions return -1 with err set to
+/* Where the block's sequences come from and what the surroundings want. Functions return -1, or NULL, with err set to
  * stop. */
 struct distill_data {
 	size_t seq_len;
 	const struct rope_table *rope;
-	/* x, y (seq_len, hidden) of sequence i: the block's input, the original block's output. */
-	int (*input)(void *ctx, size_t i, float *x, struct err *err);
-	int (*target)(void *ctx, size_t i, float *y, struct err *err);
+	/* (seq_len, hidden) of sequence i: the block's input, the original block's output. Either fills `room`, which is memory
+	 * of the backend, and returns it, or returns memory of the backend that has it already and keeps it until the same
+	 * function is called again. They may call the backend's memory functions. */
+	const float *(*input)(void *ctx, size_t i, float *room, struct err *err);
+	const float *(*target)(void *ctx, size_t i, float *room, struct err *err);
 	/* Called once per sequence; may be NULL. */
 	int (*progress)(void *ctx, const struct distill_progress *p, struct err *err);
 	/* Rounds the values of a bias (of a module) or a norm to what is stored; may be NULL. */
@@ -52,8 +54,8 @@ struct distill_result {
 	size_t points;
 };
 
-/* t holds the start and is left with the best state, biases and norms as stored. Allocates a copy of the
- * trained parameters and batch + 2 sequences. */
+/* t holds the start and is left with the best state, biases and norms as stored. Takes memory of the backend for a copy of
+ * the trained parameters and for batch + 2 sequences. */
 int distill_block(struct tuned *t, const struct distill_settings *settings, const struct distill_data *data,
 		  struct distill_result *out, struct err *err);
 

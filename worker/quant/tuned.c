@@ -164,23 +164,23 @@ int tuned_step(struct tuned *t, const struct tuned_rates *rates, float schedule,
 	return 0;
 }
 
+/* The code of a latent is the nearest one of a weight where s = 1 and z = 0. */
 static int read_codes(const struct tuned *t, int module, uint8_t *codes, struct err *err)
 {
 	const struct tuned_module *m = &t->plan.module[module];
-	const float top = (float)((1 << m->grid.bits) - 1);
-	const size_t cells = tuned_cells_of(m);
-	float *piece = mem_alloc(TUNED_PIECE, sizeof(*piece));
-	int rc = 0;
+	const struct grid grid = { .bits = m->grid.bits, .group = m->cols };
+	float *ones = mem_alloc_aligned(2 * m->rows, sizeof(*ones)), *zeros;
+	int rc;
 
-	if (!piece)
-		return err_set_nomem(err, "latent codes");
-	for (size_t first = 0, n; rc == 0 && first < cells; first += n) {
-		n = cells - first < TUNED_PIECE ? cells - first : TUNED_PIECE;
-		rc = tuned_move(t, piece, t->module[module].latents + first, n, err);
-		for (size_t i = 0; rc == 0 && i < n; i++)
-			codes[first + i] = (uint8_t)fminf(fmaxf(nearbyintf(piece[i]), 0), top);
+	if (!ones)
+		return err_set_nomem(err, "the codes of a module");
+	zeros = ones + m->rows;
+	for (size_t r = 0; r < m->rows; r++) {
+		ones[r] = 1;
+		zeros[r] = 0;
 	}
-	mem_free(piece);
+	rc = t->be->ops->round_nearest(t->be, &grid, t->module[module].latents, m->rows, m->cols, ones, zeros, codes, err);
+	mem_free(ones);
 	return rc;
 }
 

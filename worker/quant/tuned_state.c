@@ -10,7 +10,6 @@
  */
 #include "worker/quant/tuned_parts.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "common/alloc.h"
@@ -245,19 +244,31 @@ int tuned_reset(struct tuned *t, struct err *err)
 /* A latent that rounds to `code` and leans towards `exact`, the weight in code units. */
 static float lean(float code, float exact)
 {
-	return code + fminf(fmaxf(LATENT_PULL * (exact - code), -LATENT_REACH), LATENT_REACH);
+	const float pull = LATENT_PULL * (exact - code);
+
+	return code + (pull > LATENT_REACH ? LATENT_REACH : pull < -LATENT_REACH ? -LATENT_REACH : pull);
 }
 
 /* One module on its way into the state. */
 struct filling { const uint8_t *codes; const float *scales, *zeros, *w; size_t group; bool train; };
 
+/* n latents of one group, the first of them at `at` in the module. */
+static void make_of_group(const struct filling *f, size_t at, size_t n, float *latents)
+{
+	const float s = f->scales[at / f->group], z = f->zeros[at / f->group];
+
+	for (size_t i = 0; i < n; i++)
+		latents[i] = f->train ? lean(f->codes[at + i], f->w[at + i] / s + z) : f->codes[at + i];
+}
+
 /* Latents [first, first + n) of the module. */
 static void make_latents(const struct filling *f, size_t first, size_t n, float *latents)
 {
-	for (size_t i = 0; i < n; i++) {
-		const size_t at = first + i, g = at / f->group;
-
-		latents[i] = f->train ? lean(f->codes[at], f->w[at] / f->scales[g] + f->zeros[g]) : f->codes[at];
+	for (size_t i = 0, now; i < n; i += now) {
+		now = f->group - (first + i) % f->group;
+		if (now > n - i)
+			now = n - i;
+		make_of_group(f, first + i, now, latents + i);
 	}
 }
 

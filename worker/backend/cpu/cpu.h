@@ -60,13 +60,15 @@ int cpu_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, d
 int cpu_gram_mean(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
 		  struct err *err);
 
-/* the training half: backward.c, train.c, head_kl.c */
+/* the training half: backward.c, loss.c, train.c, head_kl.c */
 int cpu_block_backward(struct backend *be, const struct block_shape *shape,
 		       const struct block_weights *w, const struct rope_table *rope, const float *x,
 		       size_t n_seq, size_t seq_len, block_loss loss, void *loss_ctx, float *dx,
 		       const struct block_grads *grads, struct err *err);
 int cpu_rms_norm_backward(struct backend *be, const float *x, const float *weight, float eps,
 			  size_t rows, size_t cols, const float *dy, float *dx, struct err *err);
+int cpu_squared_error(struct backend *be, const float *y, const float *target, size_t n, double scale, float *dy,
+		      double *sum, struct err *err);
 int cpu_grid_values(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
 		    size_t cols, const float *scales, const float *zeros, float *w, struct err *err);
 int cpu_grid_gradients(struct backend *be, const struct grid *grid, const float *latents, size_t rows,

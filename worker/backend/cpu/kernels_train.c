@@ -202,6 +202,32 @@ static void grid_gradients(const struct grid_row *row, const float *latents, con
 	}
 }
 
+static double squared_error(const float *y, const float *target, size_t n)
+{
+	double acc[KERNEL_LANES] = { 0 };
+	size_t i;
+
+	for (i = 0; i + KERNEL_LANES <= n; i += KERNEL_LANES)
+		for (int l = 0; l < KERNEL_LANES; l++) {
+			const double d = (double)y[i + l] - (double)target[i + l];
+
+			acc[l] += d * d;
+		}
+	for (; i < n; i++) {
+		const double d = (double)y[i] - (double)target[i];
+
+		acc[i % KERNEL_LANES] += d * d;
+	}
+	return sum_lanes_double(acc);
+}
+
+static void error_gradient(const float *y, const float *target, size_t n, double scale, float *dy)
+{
+#pragma GCC ivdep
+	for (size_t i = 0; i < n; i++)
+		dy[i] = (float)(scale * ((double)y[i] - (double)target[i]));
+}
+
 /* Without the sign, infinities and NaN have the largest bits. */
 static inline uint32_t largest_bits(uint32_t worst, float x)
 {
@@ -241,6 +267,8 @@ const struct train_kernels KERNEL_TABLE(train_kernels) = {
 	.rope_backward = rope_backward,
 	.dot = dot,
 	.kl = kl,
+	.squared_error = squared_error,
+	.error_gradient = error_gradient,
 	.grid_values = grid_values,
 	.grid_gradients = grid_gradients,
 	.adam = adam,

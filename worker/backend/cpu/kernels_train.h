@@ -43,6 +43,10 @@ struct train_kernels {
 	 * shift = log sum of x - log sum of ref, both relative to their max; x becomes p - p_ref. */
 	double (*kl)(float *x, const float *ref, struct kl_side side, struct kl_side ref_side, float shift,
 		     size_t n);
+	/* Sum of (y - target)^2 in double. */
+	double (*squared_error)(const float *y, const float *target, size_t n);
+	/* dy = scale (y - target), made in double; dy may be y. */
+	void (*error_gradient)(const float *y, const float *target, size_t n, double scale, float *dy);
 	/* w = s (q - z), q the nearest code of latents. */
 	void (*grid_values)(const struct grid_row *row, const float *latents, float *w);
 	/* Gradients of that: backend.h. Each may be NULL; dlatents may be dw. */

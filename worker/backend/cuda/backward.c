@@ -1,5 +1,5 @@
-/* block_backward of the cuda backend: forward over one sequence with everything kept that the way back needs, the loss
- * in ordinary memory, then the same maps in reverse.
+/* block_backward of the cuda backend: forward over one sequence with everything kept that the way back needs, the loss on
+ * y where it was made, then the same maps in reverse.
  *
  * Every matrix is split once (product.h) for all the products it takes part in: a weight for y = x W' and dx = dy W of
  * all sequences; the rows of a site for y and dW = dy' x; a gradient for dx and dW. Of a sequence's activations only
@@ -7,9 +7,7 @@
  */
 #include "worker/backend/cuda/backward.h"
 
-#include "common/alloc.h"
 #include "worker/backend/cuda/kernels_block.h"
-#include "worker/backend/cuda/transfer.h"
 #include "worker/backend/shape.h"
 
 struct split_weights { struct cuda_operand q, k, v, o, gate, up, down; };
@@ -21,7 +19,6 @@ struct pass {
 	struct block_grads grads;       /* on the device */
 	const float *x;                 /* (n_seq * seq_len, hidden) on the device */
 	float *dx;                      /* the same, or NULL */
-	float *y_host, *dy_host;        /* (seq_len, hidden) what the loss reads and writes */
 	bool add;                       /* this is not the first sequence */
 };
 
@@ -131,19 +128,15 @@ static void check_finite(struct pass *p, const float *x, size_t n)
 		cuda_try(p->f, cuda_rows_finite_launch(p->f->cuda->stream, x, n, bad));
 }
 
-/* y, in s->norm, to the loss, and its gradient to s->dy. */
+/* The loss reads y in s->norm and writes s->dy. What it runs uses the flag of the backend too (cuda_bad()), which is
+ * clear when it begins; it was asked about by then. */
 static void call_loss(struct pass *p, struct sequence *s, size_t sequence, block_loss loss, void *ctx)
 {
-	const size_t hidden = p->b.shape->hidden, bytes = p->b.rows * hidden * sizeof(float);
-	struct cuda_transfer *transfer = p->f->cuda->transfer;
+	const size_t hidden = p->b.shape->hidden;
 
 	check_finite(p, s->norm, p->b.rows * hidden);
-	if (!cuda_finite_so_far(p->f) || !cuda_try(p->f, cuda_download(transfer, p->y_host, s->norm, bytes)))
-		return;
-	if (loss(ctx, sequence, p->y_host, p->b.rows, hidden, p->dy_host) != 0)
+	if (cuda_finite_so_far(p->f) && loss(ctx, sequence, s->norm, p->b.rows, hidden, s->dy) != 0)
 		cuda_fail(p->f);
-	else
-		cuda_try(p->f, cuda_upload(transfer, s->dy, p->dy_host, bytes));
 }
 
 /* --- backward --------------------------------------------------------------------------------------------- */
@@ -304,18 +297,6 @@ static void check_gradients(struct pass *p)
 		check_finite(p, *list[i].at, list[i].n);
 }
 
-static void take_host(struct pass *p)
-{
-	const size_t n = p->b.rows * p->b.shape->hidden;
-
-	p->y_host = cuda_ok(p->f) ? mem_alloc_aligned(n, sizeof(float)) : NULL;
-	p->dy_host = p->y_host ? mem_alloc_aligned(n, sizeof(float)) : NULL;
-	if (cuda_ok(p->f) && !p->dy_host) {
-		err_set_nomem(p->f->err, "a block's activations");
-		cuda_fail(p->f);
-	}
-}
-
 int cuda_block_backward(struct backend *be, const struct block_shape *shape, const struct block_weights *w,
 			const struct rope_table *rope, const float *x, size_t n_seq, size_t seq_len, block_loss loss,
 			void *loss_ctx, float *dx, const struct block_grads *grads, struct err *err)
@@ -331,13 +312,8 @@ int cuda_block_backward(struct backend *be, const struct block_shape *shape, con
 	p.dx = cuda_out(&f, dx, bytes);
 	place_gradients(&p, grads);
 	split_all(&p);
-	take_host(&p);
 	for (size_t i = 0; i < n_seq && cuda_ok(&f); i++)
 		run_sequence(&p, i, loss, loss_ctx);
 	check_gradients(&p);
-	if (cuda_end(&f) != 0)
-		f.rc = -1;
-	mem_free(p.y_host);
-	mem_free(p.dy_host);
-	return f.rc;
+	return cuda_end(&f);
 }

@@ -6,108 +6,22 @@
 #ifndef QUARRY_WORKER_BACKEND_CUDA_BACKWARD_TILES_CUH
 #define QUARRY_WORKER_BACKEND_CUDA_BACKWARD_TILES_CUH
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <stdint.h>
-#include <string.h>
 
-enum { WARP = 32, WARPS = 8, THREADS = WARP * WARPS, WARP_ROWS = 16, OWN_ROWS = WARPS * WARP_ROWS, MET_ROWS = 32 };
-enum kind { HALVES, BRAINS };
+#include "worker/backend/cuda/instructions.cuh"
+#include "worker/backend/cuda/parts.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-/* --- instructions ----------------------------------------------------------------------------------------- */
-
-/* Two numbers as one word, the first in its lower half. */
-static __device__ unsigned pack_halves(float first, float second)
-{
-	const __half2 both = __floats2half2_rn(first, second);
-	unsigned word;
-
-	memcpy(&word, &both, sizeof(word));
-	return word;
-}
-
-static __device__ unsigned pack_brains(float first, float second)
-{
-	const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
-	unsigned word;
-
-	memcpy(&word, &both, sizeof(word));
-	return word;
-}
-
-static __device__ float2 unpack_halves(unsigned word)
-{
-	__half2 both;
-
-	memcpy(&both, &word, sizeof(word));
-	return __half22float2(both);
-}
-
-/* c (16 x 8) += a (16 x 16) b (16 x 8), each spread over the warp as PTX says of mma.m16n8k16. */
-static __device__ void multiply_halves(float c[4], const unsigned a[4], const unsigned b[2])
-{
-	asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-	    "{%0, %1, %2, %3};"
-	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-static __device__ void multiply_brains(float c[4], const unsigned a[4], const unsigned b[2])
-{
-	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-	    "{%0, %1, %2, %3};"
-	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-/* Four 8 x 8 matrices; lane l names row l % 8 of matrix l / 8. */
-static __device__ void load_matrices(unsigned to[4], const uint16_t *row)
-{
-	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-		     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-		     : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
-}
-
-static __device__ void load_transposed(unsigned to[4], const uint16_t *row)
-{
-	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-		     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-		     : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
-}
-
-/* 16 bytes, or one float, of device memory on their way into shared memory. */
-static __device__ void copy_async(uint16_t *to, const uint16_t *from)
-{
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-		     :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
-
-static __device__ void copy_float_async(float *to, const float *from)
-{
-	asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
-		     :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
-
-/* Ends a group of the thread's copies. */
-static __device__ void end_copies()
-{
-	asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/* All groups but the last one have arrived. */
-static __device__ void wait_for_copies()
-{
-	asm volatile("cp.async.wait_group 1;" ::: "memory");
-}
+enum { WARPS = 8, THREADS = WARP * WARPS, WARP_ROWS = 16, OWN_ROWS = WARPS * WARP_ROWS, MET_ROWS = 32 };
 
 /* --- operands --------------------------------------------------------------------------------------------- */
 
 /* A row is an odd number of 16-byte pieces long: eight rows of a matrix lie in different banks. */
 template <int WIDE, int ROWS> struct tile { uint16_t high[ROWS][WIDE + 8], low[ROWS][WIDE + 8]; };
 
-struct fragment { unsigned high[4], low[4]; };
+struct fragment { uint32_t high[4], low[4]; };
 
-template <kind K> static __device__ void multiply(float c[4], const unsigned a[4], const unsigned b[2])
+template <part_kind K> static __device__ void multiply(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
 	if (K == HALVES)
 		multiply_halves(c, a, b);
@@ -116,7 +30,7 @@ template <kind K> static __device__ void multiply(float c[4], const unsigned a[4
 }
 
 /* c[0] and c[1] += a times the two halves of b, the large product last; two sums at a time hide the latency. */
-template <kind K> static __device__ void multiply_parts(float (*c)[4], const fragment &a, const fragment &b)
+template <part_kind K> static __device__ void multiply_parts(float (*c)[4], const fragment &a, const fragment &b)
 {
 	multiply<K>(c[0], a.low, b.high);
 	multiply<K>(c[1], a.low, b.high + 2);
@@ -166,22 +80,8 @@ template <int WIDE> static __device__ void clear(sums<WIDE> *s)
 		s->at[i / 4][i % 4] = 0.0f;
 }
 
-template <kind K> static __device__ void split_pair(float first, float second, unsigned *high, unsigned *low)
-{
-	if (K == HALVES) {
-		*high = pack_halves(first, second);
-		const float2 got = unpack_halves(*high);
-
-		*low = pack_halves(first - got.x, second - got.y);
-	} else {
-		*high = pack_brains(first, second);
-		*low = pack_brains(first - __uint_as_float(*high << 16),
-				   second - __uint_as_float(*high & 0xffff0000u));
-	}
-}
-
 /* out += factor times scores times the rows of y. */
-template <kind K, int WIDE>
+template <part_kind K, int WIDE>
 static __device__ void add_rows(sums<WIDE> *out, const scores &s, float factor, const tile<WIDE, MET_ROWS> &y)
 {
 	const int lane = threadIdx.x % WARP;

@@ -4,9 +4,12 @@
 #include <stdio.h>
 
 #include "common/alloc.h"
+#include "worker/backend/cuda/copies.h"
 #include "worker/backend/cuda/transfer.h"
 
-enum { PIECE_TOKENS = 16384 };
+/* Enough for the products to run at full speed; few enough that a shard of hidden states has several pieces, one travelling
+ * while another is computed. */
+enum { PIECE_TOKENS = 4096 };
 
 static enum err_code code_of(cudaError_t status)
 {
@@ -39,6 +42,7 @@ static void cuda_close(struct backend *be)
 		return;
 	cuda_libraries_close(&cuda->libraries);
 	cuda_transfer_free(cuda->transfer);
+	cuda_copies_free(cuda->copies);
 	if (cuda->bad)
 		cudaFree(cuda->bad);
 	if (cuda->pool)
@@ -110,7 +114,8 @@ static struct backend *cuda_open(const struct backend_options *options, struct e
 	    cuda_libraries_open(&cuda->libraries, cuda->stream, err) != 0)
 		goto fail;
 	cuda->transfer = cuda_transfer_new(options->threads, cuda->stream, err);
-	if (!cuda->transfer || name_identity(cuda, err) != 0)
+	cuda->copies = cuda->transfer ? cuda_copies_new(err) : NULL;
+	if (!cuda->copies || name_identity(cuda, err) != 0)
 		goto fail;
 	return &cuda->base;
 fail:
@@ -134,6 +139,10 @@ const struct backend_ops cuda_ops = {
 	.memory_take = cuda_memory_take,
 	.memory_give = cuda_memory_give,
 	.memory_copy = cuda_memory_copy,
+	.buffer_take = cuda_buffer_take,
+	.buffer_give = cuda_buffer_give,
+	.memory_begin = cuda_memory_begin,
+	.memory_wait = cuda_memory_wait,
 	.rms_norm = cuda_rms_norm,
 	.block_forward = cuda_block_forward,
 	.head_tile = cuda_head_tile,
@@ -142,6 +151,7 @@ const struct backend_ops cuda_ops = {
 	.gram_mean = cuda_gram_mean,
 	.rms_norm_backward = cuda_rms_norm_backward,
 	.block_backward = cuda_block_backward,
+	.squared_error = cuda_squared_error,
 	.grid_values = cuda_grid_values,
 	.grid_gradients = cuda_grid_gradients,
 	.adam_step = cuda_adam_step,

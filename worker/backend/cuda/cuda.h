@@ -2,7 +2,8 @@
  *
  * Host code is C (*.c); device code is CUDA C++ (kernels_*.cu) behind launchers with C names (kernels_*.h).
  * Invariants:
- *  1. Everything runs in one stream, in the order of the program; an operation returns when its results are there.
+ *  1. Everything runs in one stream, in the order of the program; an operation returns when its results are there. Only
+ *     copies that were begun (copies.h) run in streams of their own, until the program waits for them.
  *  2. The arrays of an operation pass through a frame (frame.h), which brings ordinary memory to the device and back
  *     and frees what was taken: no operation calls cudaMalloc or cudaMemcpy by itself.
  *  3. Every CUDA call is checked. The first failure ends the operation: ERR_NOMEM when the memory of the device is
@@ -19,6 +20,7 @@
 #include "worker/backend/backend.h"
 #include "worker/backend/cuda/libraries.h"
 
+struct cuda_copies;
 struct cuda_transfer;
 
 struct cuda_backend {
@@ -28,6 +30,7 @@ struct cuda_backend {
 	cudaMemPool_t pool;             /* all device memory comes from here; bounded by device_memory */
 	struct cuda_libraries libraries;
 	struct cuda_transfer *transfer; /* pinned buffers, copying threads */
+	struct cuda_copies *copies;     /* those that go on beside the stream */
 	int *bad;                       /* one flag on the device: something was not finite (frame.h) */
 	char identity[256];
 };
@@ -50,6 +53,10 @@ bool cuda_is_own(const void *memory); /* on the device */
 void *cuda_memory_take(struct backend *be, size_t bytes, const char *what, struct err *err);
 void cuda_memory_give(struct backend *be, void *memory);
 int cuda_memory_copy(struct backend *be, void *to, const void *from, size_t bytes, struct err *err);
+void *cuda_buffer_take(struct backend *be, size_t bytes, const char *what, struct err *err);
+void cuda_buffer_give(struct backend *be, void *buffer);
+int cuda_memory_begin(struct backend *be, void *to, const void *from, size_t bytes, struct err *err);
+int cuda_memory_wait(struct backend *be, struct err *err);
 
 /* norm.c, forward.c, backward.c */
 int cuda_rms_norm(struct backend *be, const float *x, const float *weight, float eps, size_t rows,
@@ -77,7 +84,9 @@ int cuda_gram_add(struct backend *be, const float *x, size_t rows, size_t cols, 
 int cuda_gram_mean(struct backend *be, double *h, size_t cols, uint64_t rows, double *diagonal,
 		   struct err *err);
 
-/* train.c */
+/* loss.c, train.c */
+int cuda_squared_error(struct backend *be, const float *y, const float *target, size_t n, double scale, float *dy,
+		       double *sum, struct err *err);
 int cuda_grid_values(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
 		     size_t cols, const float *scales, const float *zeros, float *w, struct err *err);
 int cuda_grid_gradients(struct backend *be, const struct grid *grid, const float *latents, size_t rows,

@@ -3,6 +3,18 @@
 
 #include <stdio.h>
 
+#include "worker/backend/driver_release.h"
+
+/* "580.82.07, CUDA 13.0": the driver, and what of CUDA it supports. */
+static void name_driver(char *out, size_t size, unsigned supports)
+{
+	char release[DRIVER_RELEASE_MAX];
+
+	driver_release_read(driver_release_path, release);
+	snprintf(out, size, "%s%sCUDA %u.%u", release, release[0] ? ", " : "", supports / 1000 % 1000,
+		 supports % 1000 / 10);
+}
+
 int cuda_describe(struct backend *be, struct backend_device *out)
 {
 	const struct cuda_backend *cuda = cuda_of(be);
@@ -21,6 +33,6 @@ int cuda_describe(struct backend *be, struct backend_device *out)
 	*out = (struct backend_device){ .number = cuda->device, .clock_mhz = khz / 1000, .memory_bytes = all_bytes,
 					.memory_free = free_bytes };
 	snprintf(out->name, sizeof(out->name), "%.63s", p.name);
-	snprintf(out->driver, sizeof(out->driver), "CUDA %d.%d", driver / 1000, driver % 1000 / 10);
+	name_driver(out->driver, sizeof(out->driver), (unsigned)driver);
 	return 0;
 }

@@ -3,45 +3,18 @@
 
 #include <math.h>
 
-enum { WARP = 32, THREADS = 256, WARPS = THREADS / WARP, BLOCKS_MAX = 1 << 20 };
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-static unsigned blocks_for(size_t items, size_t per_block)
-{
-	const size_t blocks = (items + per_block - 1) / per_block;
-
-	return (unsigned)(blocks < (size_t)BLOCKS_MAX ? blocks : (size_t)BLOCKS_MAX);
-}
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
 /* --- RMSNorm -------------------------------------------------------------------------------------------- */
 
 struct norm_sums { double square, along; };
 
-/* The same sums in every lane. */
-static __device__ norm_sums sum_warp(norm_sums s)
+static __device__ norm_sums operator+(norm_sums a, norm_sums b)
 {
-	for (int offset = WARP / 2; offset > 0; offset /= 2) {
-		s.square += __shfl_xor_sync(0xffffffffu, s.square, offset);
-		s.along += __shfl_xor_sync(0xffffffffu, s.along, offset);
-	}
-	return s;
-}
-
-/* The same sums in every thread. */
-static __device__ norm_sums sum_block(norm_sums s)
-{
-	__shared__ norm_sums of_warp[WARPS];
-
-	s = sum_warp(s);
-	__syncthreads(); /* of_warp was read in the round before */
-	if (threadIdx.x % WARP == 0)
-		of_warp[threadIdx.x / WARP] = s;
-	__syncthreads();
-	s = of_warp[0];
-	for (int i = 1; i < WARPS; i++) {
-		s.square += of_warp[i].square;
-		s.along += of_warp[i].along;
-	}
-	return s;
+	return { a.square + b.square, a.along + b.along };
 }
 
 /* dx = weight dy scale - x back, with t = scale(x) as in ref: back = t^3 (sum of dy weight x) / n. The two terms nearly
@@ -62,6 +35,7 @@ static __device__ float norm_gradient(norm_row n, float x, float weight, float d
 
 static __global__ void __launch_bounds__(THREADS) norm_back_kernel(cuda_norm_back n)
 {
+	__shared__ norm_sums room[WARPS];
 	bool good = true;
 
 	for (size_t r = blockIdx.x; r < n.rows; r += gridDim.x) {
@@ -72,7 +46,7 @@ static __global__ void __launch_bounds__(THREADS) norm_back_kernel(cuda_norm_bac
 			s.square += (double)x[i] * x[i];
 			s.along += (double)n.weight[i] * dy[i] * x[i];
 		}
-		const norm_row row = norm_of(sum_block(s), n.eps, n.cols);
+		const norm_row row = norm_of(sum_block<THREADS>(s, room), n.eps, n.cols);
 
 		for (size_t i = threadIdx.x; i < n.cols; i += THREADS) {
 			float dx = norm_gradient(row, x[i], n.weight[i], dy[i]);

@@ -8,7 +8,10 @@
 
 #include <math.h>
 
-enum { WARP = 32, THREADS = 256, TILE = 64, SLICE = 32, PITCH = TILE + 4, SIDE = 16, BLOCKS_MAX = 1 << 20 };
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
+
+enum { THREADS = 256, TILE = 64, SLICE = 32, PITCH = TILE + 4, SIDE = 16 };
 
 /* Rows `step` apart; only the first `count` of a tile are there. */
 struct rows_of { const float *at; size_t step; int count; };
@@ -243,31 +246,23 @@ static __global__ void __launch_bounds__(THREADS) along_kernel(cuda_attention_ba
 
 		for (size_t i = lane; i < a.dim; i += WARP)
 			sum = fmaf(a.d_o[item * a.dim + i], a.o[item * a.dim + i], sum);
-		for (int offset = WARP / 2; offset > 0; offset /= 2)
-			sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+		sum = sum_warp(sum);
 		if (lane == 0)
 			a.along[item] = sum;
 	}
-}
-
-static unsigned blocks_for(size_t items)
-{
-	return (unsigned)(items < (size_t)BLOCKS_MAX ? items : (size_t)BLOCKS_MAX);
 }
 
 template <int WIDE> static void launch(cudaStream_t stream, const cuda_attention_back &a)
 {
 	const size_t tiles = (a.seq_len + TILE - 1) / TILE, pieces = (a.dim + WIDE - 1) / WIDE;
 
-	query_kernel<WIDE><<<blocks_for(tiles * a.heads * pieces), THREADS, 0, stream>>>(a);
-	key_kernel<WIDE><<<blocks_for(tiles * a.kv_heads * pieces), THREADS, 0, stream>>>(a);
+	query_kernel<WIDE><<<blocks_for(tiles * a.heads * pieces, 1), THREADS, 0, stream>>>(a);
+	key_kernel<WIDE><<<blocks_for(tiles * a.kv_heads * pieces, 1), THREADS, 0, stream>>>(a);
 }
 
 cudaError_t cuda_attention_along_launch(cudaStream_t stream, const struct cuda_attention_back *a)
 {
-	const size_t warps = THREADS / WARP;
-
-	along_kernel<<<blocks_for((a->seq_len * a->heads + warps - 1) / warps), THREADS, 0, stream>>>(*a);
+	along_kernel<<<blocks_for(a->seq_len * a->heads, THREADS / WARP), THREADS, 0, stream>>>(*a);
 	return cudaPeekAtLastError();
 }
 

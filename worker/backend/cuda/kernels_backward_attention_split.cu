@@ -1,9 +1,8 @@
 /* See kernels_backward_attention.h: tensor cores, head_dim up to 128.
  *
  * Where errors grow, in the scores (behind exp) and in d_o v' (D is taken off it), operands are halves, good to 2^-22
- * (backward_tiles.cuh); so that they hold what there is, 64 rows of a head share a power of two. The gradients of
- * scores span more than halves do: they meet k and q as bfloat16, good to 2^-17. Weights and gradients of scores are
- * split in registers, where the tensor cores leave and take them.
+ * (backward_planes.cuh). The gradients of scores span more than halves do: they meet k and q as bfloat16, good to 2^-17.
+ * Weights and gradients of scores are split in registers, where the tensor cores leave and take them.
  *
  * A block has OWN_ROWS queries (or keys) of one head, 16 a warp, in shared memory, and meets MET_ROWS keys (or queries)
  * at a time, in three phases: scores; d_o v'; the product with gradients of scores. Each phase has a buffer of its own,
@@ -13,50 +12,24 @@
 #include "worker/backend/cuda/kernels_backward_attention.h"
 
 #include <math.h>
+#include <stdint.h>
 
+#include "worker/backend/cuda/backward_planes.cuh"
 #include "worker/backend/cuda/backward_tiles.cuh"
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/instructions.cuh"
 
-enum { NARROW_WIDTH = 64, WIDTH_MAX = 128, FACTOR_ROWS = 64, BLOCKS_MAX = 1 << 20, ALIGNMENT = 256 };
 enum { PHASES = 3, SCORES = 0, VALUES = 1, GRADIENTS = 2 };
 
 static constexpr float WEIGHT_POWER = 4096.0f;  /* weights, at most 1, are brought up into the range of a half */
 
-/* --- operands --------------------------------------------------------------------------------------------- */
-
-/* (heads, seq_len, WIDE), zero behind dim; factor (heads, factor tiles) is what halves are to be multiplied by. */
-struct planes { uint16_t *high, *low; float *factor; };
+/* --- shared memory, results ------------------------------------------------------------------------------- */
 
 template <int WIDE> struct room {
 	tile<WIDE, OWN_ROWS> own[2];
 	tile<WIDE, MET_ROWS> met[PHASES];
 	float stats[MET_ROWS], along[MET_ROWS];
 };
-
-/* Rows first .. of a head; behind the last one it comes again, for weights that are 0. */
-template <int WIDE, int ROWS>
-static __device__ void fetch(tile<WIDE, ROWS> *to, planes from, size_t first, size_t head, size_t seq_len)
-{
-	for (int i = threadIdx.x; i < ROWS * (WIDE / 8); i += THREADS) {
-		const int row = i / (WIDE / 8), col = i % (WIDE / 8) * 8;
-		const size_t there = first + row < seq_len ? first + row : seq_len - 1;
-		const size_t at = (head * seq_len + there) * WIDE + col;
-
-		copy_async(&to->high[row][col], from.high + at);
-		copy_async(&to->low[row][col], from.low + at);
-	}
-}
-
-static __host__ __device__ size_t factor_tiles(size_t seq_len)
-{
-	return (seq_len + FACTOR_ROWS - 1) / FACTOR_ROWS;
-}
-
-static __device__ float factor_at(planes x, size_t row, size_t head, size_t seq_len)
-{
-	const size_t tiles = factor_tiles(seq_len), tile = row / FACTOR_ROWS;
-
-	return x.factor[head * tiles + (tile < tiles ? tile : tiles - 1)];
-}
 
 /* factor times the rows first .. of (seq_len, heads, dim); dim is even. */
 template <int WIDE>
@@ -102,7 +75,7 @@ static __device__ void weigh(size_t query, size_t key, const cuda_attention_back
 /* A phase begins: its buffer has been filled, and no warp is in the phase before any more. */
 static __device__ void begin_phase()
 {
-	wait_for_copies();
+	wait_for_copies<1>();
 	__syncthreads();
 }
 
@@ -198,19 +171,6 @@ template <int WIDE> static __device__ void fetch_values(room<WIDE> *r, const job
 	}
 }
 
-/* The largest factor of a head, the same in every lane. */
-static __device__ float largest_factor(planes x, size_t head, size_t seq_len)
-{
-	const size_t tiles = factor_tiles(seq_len);
-	float top = 0.0f;
-
-	for (size_t i = threadIdx.x % WARP; i < tiles; i += WARP)
-		top = fmaxf(top, x.factor[head * tiles + i]);
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-	return top;
-}
-
 /* One item: what the queries of one head give to dk and dv of OWN_ROWS keys; those that most queries see come first.
  * dv is summed up in units of the largest factor that d_o of this head has. */
 template <int WIDE> static __global__ void __launch_bounds__(THREADS, 1) key_kernel(job j)
@@ -276,79 +236,6 @@ template <int WIDE> static __global__ void __launch_bounds__(THREADS, 1) key_ker
 	}
 }
 
-/* --- around them ------------------------------------------------------------------------------------------ */
-
-struct split_job {
-	const float *x;                 /* (seq_len, heads, dim) */
-	size_t seq_len, heads, dim, wide;
-	planes to;
-};
-
-static __device__ float largest_of_block(float top)
-{
-	__shared__ float of_warp[WARPS];
-
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-	__syncthreads(); /* of_warp was read in the round before */
-	if (threadIdx.x % WARP == 0)
-		of_warp[threadIdx.x / WARP] = top;
-	__syncthreads();
-	for (int i = 0; i < WARPS; i++)
-		top = fmaxf(top, of_warp[i]);
-	return top;
-}
-
-/* The power of two that brings `top` to 2^14 .. 2^15, as its exponent; the largest there is for zeros. */
-static __device__ int exponent_for(float top)
-{
-	const int highest = 100;
-
-	if (!isfinite(top))
-		return 0;
-	return top > 0.0f ? min(14 - ilogbf(top), highest) : highest;
-}
-
-/* The pair of columns i of FACTOR_ROWS rows from `first` on, and where it goes. */
-static __device__ float2 pair_of(const split_job &j, size_t first, size_t head, size_t i, size_t *to)
-{
-	const size_t row = first + i / (j.wide / 2), col = i % (j.wide / 2) * 2;
-
-	*to = ((head * j.seq_len + row) * j.wide + col) / 2;
-	return col < j.dim ? *(const float2 *)&j.x[(row * j.heads + head) * j.dim + col] : float2{ 0.0f, 0.0f };
-}
-
-/* One item: FACTOR_ROWS rows of one head. */
-template <kind K> static __global__ void __launch_bounds__(THREADS) split_kernel(split_job j)
-{
-	const size_t tiles = factor_tiles(j.seq_len);
-
-	for (size_t item = blockIdx.x; item < tiles * j.heads; item += gridDim.x) {
-		const size_t head = item / tiles, first = item % tiles * FACTOR_ROWS, rest = j.seq_len - first;
-		const size_t pairs = (rest < (size_t)FACTOR_ROWS ? rest : (size_t)FACTOR_ROWS) * (j.wide / 2);
-		float top = 0.0f, power = 1.0f;
-		size_t to;
-
-		for (size_t i = threadIdx.x; K == HALVES && i < pairs; i += THREADS) {
-			const float2 x = pair_of(j, first, head, i, &to);
-
-			top = fmaxf(top, fmaxf(fabsf(x.x), fabsf(x.y)));
-		}
-		if (K == HALVES) {
-			const int exponent = exponent_for(largest_of_block(top));
-
-			power = ldexpf(1.0f, exponent);
-			if (threadIdx.x == 0)
-				j.to.factor[item] = ldexpf(1.0f, -exponent);
-		}
-		for (size_t i = threadIdx.x; i < pairs; i += THREADS) {
-			const float2 x = pair_of(j, first, head, i, &to);
-
-			split_pair<K>(x.x * power, x.y * power, (unsigned *)j.to.high + to, (unsigned *)j.to.low + to);
-		}
-	}
-}
-
 /* to (seq_len, kv_heads, dim) = sums over the heads that share one. */
 static __global__ void __launch_bounds__(THREADS) group_kernel(cuda_attention_back a, const float *of_heads, float *to)
 {
@@ -366,42 +253,9 @@ static __global__ void __launch_bounds__(THREADS) group_kernel(cuda_attention_ba
 
 /* --- launching -------------------------------------------------------------------------------------------- */
 
-static unsigned blocks_for(size_t items)
-{
-	return (unsigned)(items < (size_t)BLOCKS_MAX ? items : (size_t)BLOCKS_MAX);
-}
-
-static size_t width(const cuda_attention_back *a)
-{
-	return a->dim <= NARROW_WIDTH ? NARROW_WIDTH : WIDTH_MAX;
-}
-
 static size_t room_bytes(const cuda_attention_back *a)
 {
 	return a->dim <= NARROW_WIDTH ? sizeof(room<NARROW_WIDTH>) : sizeof(room<WIDTH_MAX>);
-}
-
-/* The next piece of scratch; from NULL it only counts. */
-struct cutter { char *base; size_t used; };
-
-static void *cut(cutter *c, size_t bytes)
-{
-	void *piece = c->base ? c->base + c->used : NULL;
-
-	c->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-	return piece;
-}
-
-static planes cut_planes(cutter *c, const cuda_attention_back *a, size_t heads, kind k)
-{
-	const size_t bytes = a->seq_len * heads * width(a) * sizeof(uint16_t);
-	planes p = {};
-
-	p.high = (uint16_t *)cut(c, bytes);
-	p.low = (uint16_t *)cut(c, bytes);
-	if (k == HALVES)
-		p.factor = (float *)cut(c, heads * factor_tiles(a->seq_len) * sizeof(*p.factor));
-	return p;
 }
 
 static job cut_all(cutter *c, const cuda_attention_back *a)
@@ -435,18 +289,10 @@ size_t cuda_attention_back_split_bytes(const struct cuda_attention_back *a)
 	return c.used;
 }
 
-template <kind K>
-static void split(cudaStream_t stream, const cuda_attention_back *a, const float *x, size_t heads, planes to)
-{
-	const split_job j = { x, a->seq_len, heads, a->dim, width(a), to };
-
-	split_kernel<K><<<blocks_for(factor_tiles(a->seq_len) * heads), THREADS, 0, stream>>>(j);
-}
-
 template <int WIDE> static cudaError_t launch(cudaStream_t stream, const job &j)
 {
 	const int bytes = (int)sizeof(room<WIDE>);
-	const unsigned blocks = blocks_for((j.a.seq_len + OWN_ROWS - 1) / OWN_ROWS * j.a.heads);
+	const unsigned blocks = blocks_for((j.a.seq_len + OWN_ROWS - 1) / OWN_ROWS * j.a.heads, 1);
 	const cudaFuncAttribute shared = cudaFuncAttributeMaxDynamicSharedMemorySize;
 	cudaError_t status = cudaFuncSetAttribute(query_kernel<WIDE>, shared, bytes);
 
@@ -461,7 +307,7 @@ template <int WIDE> static cudaError_t launch(cudaStream_t stream, const job &j)
 
 static void add_groups(cudaStream_t stream, const cuda_attention_back *a, const float *of_heads, float *to)
 {
-	const unsigned blocks = blocks_for((a->seq_len * a->kv_heads * a->dim + THREADS - 1) / THREADS);
+	const unsigned blocks = blocks_for(a->seq_len * a->kv_heads * a->dim, THREADS);
 
 	if (of_heads != to)
 		group_kernel<<<blocks, THREADS, 0, stream>>>(*a, of_heads, to);

@@ -4,14 +4,10 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { WARP = 32, THREADS = 256, WARPS = THREADS / WARP, BLOCKS_MAX = 1 << 20 };
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-static unsigned blocks_for(size_t items, size_t per_block)
-{
-	const size_t blocks = (items + per_block - 1) / per_block;
-
-	return (unsigned)(blocks < (size_t)BLOCKS_MAX ? blocks : (size_t)BLOCKS_MAX);
-}
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
 /* V floats that move at once. */
 template <int V> struct alignas(sizeof(float) * V) lanes { float at[V]; };
@@ -33,30 +29,6 @@ static bool aligned(const void *a)
 
 /* --- RMSNorm -------------------------------------------------------------------------------------------- */
 
-/* The same sum in every lane. */
-static __device__ double sum_warp(double sum)
-{
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-	return sum;
-}
-
-/* The same sum in every thread. */
-static __device__ double sum_block(double sum)
-{
-	__shared__ double of_warp[WARPS];
-
-	sum = sum_warp(sum);
-	__syncthreads(); /* of_warp was read in the round before */
-	if (threadIdx.x % WARP == 0)
-		of_warp[threadIdx.x / WARP] = sum;
-	__syncthreads();
-	sum = of_warp[0];
-	for (int i = 1; i < WARPS; i++)
-		sum += of_warp[i];
-	return sum;
-}
-
 static __device__ float norm_scale(double square, size_t n, float eps)
 {
 	return (float)(1 / sqrt(square / (double)n + (double)eps));
@@ -67,6 +39,7 @@ template <int V> static __global__ void __launch_bounds__(THREADS) norm_kernel(c
 										float eps, size_t rows, size_t cols,
 										float *y, int *bad)
 {
+	__shared__ double room[WARPS];
 	bool good = true;
 
 	for (size_t r = blockIdx.x; r < rows; r += gridDim.x) {
@@ -80,7 +53,7 @@ template <int V> static __global__ void __launch_bounds__(THREADS) norm_kernel(c
 			for (int j = 0; j < V; j++)
 				square += (double)a.at[j] * a.at[j];
 		}
-		scale = norm_scale(sum_block(square), cols, eps);
+		scale = norm_scale(sum_block<THREADS>(square, room), cols, eps);
 		for (size_t i = threadIdx.x * V; i < cols; i += THREADS * V) {
 			lanes<V> a = load<V>(from + i);
 			const lanes<V> w = load<V>(weight + i);

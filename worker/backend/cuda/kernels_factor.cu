@@ -7,9 +7,10 @@
 
 #include <math.h>
 
-enum { WARP = 32, THREADS = 256, WARPS = THREADS / WARP, WIDE = 2 * WARP };
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-#define ALL_LANES 0xffffffffu
+enum { THREADS = 256, WARPS = THREADS / WARP, WIDE = 2 * WARP };
 
 static __global__ void __launch_bounds__(THREADS) load_kernel(const double *h, const int32_t *perm, size_t n,
 							      double damp, double *a)
@@ -143,8 +144,7 @@ static __global__ void __launch_bounds__(THREADS) rows_kernel(const float *u, si
 
 		sum += x * x * pivots[first + k];
 	}
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+	sum = sum_warp(sum);
 	if (lane == 0)
 		pivots[j] -= sum;
 }
@@ -152,14 +152,14 @@ static __global__ void __launch_bounds__(THREADS) rows_kernel(const float *u, si
 cudaError_t cuda_factor_pivots_launch(cudaStream_t stream, const double *h, const int32_t *perm, size_t n, double damp,
 				      const float *u, double *pivots, int *bad)
 {
-	start_kernel<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, stream>>>(h, perm, n, damp, pivots);
+	start_kernel<<<blocks_of(n, THREADS), THREADS, 0, stream>>>(h, perm, n, damp, pivots);
 	for (size_t end = n; end > 0;) {
 		const size_t first = (end - 1) / WIDE * WIDE;
-		const unsigned wide = (unsigned)(end - first), blocks = (unsigned)((first + WARPS - 1) / WARPS);
+		const unsigned wide = (unsigned)(end - first);
 
 		triangle_kernel<<<1, THREADS, 0, stream>>>(u, n, first, wide, pivots, bad);
 		if (first > 0)
-			rows_kernel<<<blocks, THREADS, 0, stream>>>(u, n, first, wide, pivots);
+			rows_kernel<<<blocks_of(first, WARPS), THREADS, 0, stream>>>(u, n, first, wide, pivots);
 		end = first;
 	}
 	return cudaPeekAtLastError();

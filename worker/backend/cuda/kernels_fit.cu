@@ -1,8 +1,7 @@
 /* Fitting groups: see kernels_fit.h, and fit_search.cuh for the search.
  *
- * Small groups have one warp each, bigger ones a block. What decides is judged here, in double and from the weights
- * themselves: min-max, the exact form of a constant group, and the best two of the search after exact least squares.
- * Every thread of a team knows the best so far, so all take the same turns.
+ * Small groups have one warp each, bigger ones a block: a team (fit_team.cuh). The best two of the search, which is in
+ * float, are judged with the other offers in fit_judge.cuh.
  *
  * The search of a group of many weights runs on bins, each 1/32 of the smallest step wide, with the weight and the
  * centre of gravity of what lies in them; its last walk takes the weights. Bins are filled in integers, so that the
@@ -12,7 +11,10 @@
 
 #include <stdint.h>
 
+#include "worker/backend/cuda/fit_judge.cuh"
 #include "worker/backend/cuda/fit_search.cuh"
+#include "worker/backend/cuda/fit_team.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
 enum {
 	SMALL_MAX = 256,                /* weights of a group that one warp takes */
@@ -23,212 +25,10 @@ enum {
 	BINS_MAX = 4096,
 	BINS_PER_STEP = 32,
 	POLISHED = 2,                   /* candidates judged in double */
-	POLISH_STEPS = 4,
 	BLOCKS_PER_PROCESSOR = 4,       /* with scratch */
 	BLOCKS_MAX = 1 << 30
 };
 static constexpr size_t SCRATCH_MAX = (size_t)512 << 20;
-
-/* --- judging -------------------------------------------------------------------------------------------- */
-
-/* Sums over a group for the nearest codes (not centred) q of one (s, z); e = w - s (q - z). */
-struct exact_sums { double e2, e, eq, q, qq; };
-
-struct fit_moments { double low, high, total, mean, square; };
-
-struct judge {
-	const float *w;                 /* (n) */
-	const double *h;                /* (n) */
-	int n, levels;
-	bool fixed, symmetric;
-	fit_moments m;
-	float s, z;                     /* the best so far */
-	double objective;
-};
-
-/* The sums of all threads' v, the same bits in every thread. */
-template <int WARPS, int N> static __device__ void reduce(const fit_team<WARPS> &team, double (&v)[N])
-{
-	for (int i = 0; i < N; i++)
-		for (int offset = FIT_WARP / 2; offset > 0; offset /= 2)
-			v[i] += __shfl_xor_sync(fit_all_lanes, v[i], offset);
-	if (WARPS == 1)
-		return;
-	if (team.lane() == 0)
-		for (int i = 0; i < N; i++)
-			team.shared->room[i * WARPS + team.rank / FIT_WARP] = v[i];
-	team.sync();
-	for (int i = 0; i < N; i++) {
-		v[i] = 0;
-		for (int k = 0; k < WARPS; k++)
-			v[i] += team.shared->room[i * WARPS + k];
-	}
-	team.sync();
-}
-
-template <int WARPS> static __device__ double largest(const fit_team<WARPS> &team, double v)
-{
-	for (int offset = FIT_WARP / 2; offset > 0; offset /= 2)
-		v = fmax(v, __shfl_xor_sync(fit_all_lanes, v, offset));
-	if (WARPS == 1)
-		return v;
-	if (team.lane() == 0)
-		team.shared->room[team.rank / FIT_WARP] = v;
-	team.sync();
-	for (int k = 0; k < WARPS; k++)
-		v = fmax(v, team.shared->room[k]);
-	team.sync();
-	return v;
-}
-
-template <int WARPS> static __device__ __noinline__ exact_sums sums(fit_team<WARPS> team, const judge &j, double s,
-								    double z)
-{
-	const double shift = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to an integer, half to even */
-	const double inverse = 1.0 / s, top = j.levels - 1;
-	double v[FIT_ROOM] = { 0, 0, 0, 0, 0 };
-
-	for (int i = team.rank; i < j.n; i += team.THREADS) {
-		const double w = j.w[i], h = j.h[i];
-		double q = w * inverse + z, e, he, hq;
-
-		q = q < 0.0 ? 0.0 : q;
-		q = q > top ? top : q;
-		q = (q + shift) - shift;
-		e = w - s * (q - z);
-		he = h * e;
-		hq = h * q;
-		v[0] += he * e;
-		v[1] += he;
-		v[2] += he * q;
-		v[3] += hq;
-		v[4] += hq * q;
-	}
-	reduce(team, v);
-	return { v[0], v[1], v[2], v[3], v[4] };
-}
-
-template <int WARPS> static __device__ fit_moments moments(const fit_team<WARPS> &team, const judge &j)
-{
-	double low = j.w[0], high = low, first[2] = { 0, 0 }, second[1] = { 0 };
-
-	for (int i = team.rank; i < j.n; i += team.THREADS) {
-		low = fmin(low, (double)j.w[i]);
-		high = fmax(high, (double)j.w[i]);
-		first[0] += j.h[i];
-		first[1] += j.h[i] * j.w[i];
-	}
-	reduce(team, first);
-	const double mean = first[1] / first[0];
-
-	for (int i = team.rank; i < j.n; i += team.THREADS)
-		second[0] += j.h[i] * (j.w[i] - mean) * (j.w[i] - mean);
-	reduce(team, second);
-	return { -largest(team, -low), largest(team, high), first[0], mean, second[0] / first[0] };
-}
-
-static __device__ float storable_scale(double s)
-{
-	return (float)fmin(fmax(s, (double)FLT_MIN), (double)FLT_MAX);
-}
-
-static __device__ double allowed_zero(const judge &j, double z)
-{
-	if (j.symmetric)
-		return j.levels / 2;
-	if (j.fixed)
-		return fmin(fmax(rint(z), 0.0), (double)(j.levels - 1));
-	return z;
-}
-
-/* Tries (scale, zero) as stored; the sums of it in *c. */
-template <int WARPS> static __device__ bool offer(const fit_team<WARPS> &team, judge &j, double scale, double zero,
-						  exact_sums *c)
-{
-	const float s = storable_scale(scale), z = (float)zero;
-
-	if (!isfinite(z))
-		return false;
-	*c = sums(team, j, s, z);
-	if (!(c->e2 < j.objective))
-		return false;
-	j.s = s;
-	j.z = z;
-	j.objective = c->e2;
-	return true;
-}
-
-/* Offers the best line through the weights for the codes whose sums are given, and goes on from there while that
- * helps. */
-template <int WARPS> static __device__ void polish(const fit_team<WARPS> &team, judge &j, double scale, double zero)
-{
-	const double total = j.m.total;
-	exact_sums c = { INFINITY, 0, 0, 0, 0 };
-	bool better = offer(team, j, scale, zero, &c);
-
-	for (int i = 0; i < POLISH_STEPS && (better || i == 0) && isfinite(c.e2); i++) {
-		const double s = storable_scale(scale), z = (float)zero;
-		double spread, along;
-
-		if (j.fixed) {
-			along = c.eq - z * c.e;
-			spread = c.qq - z * (2 * c.q - z * total);
-		} else {
-			along = c.eq - c.e * c.q / total;
-			spread = c.qq - c.q * c.q / total;
-		}
-		if (!(spread > 1e-12 * c.qq))
-			return;
-		scale = s + along / spread;
-		if (!j.fixed)
-			zero = (s * z - (c.e - (scale - s) * c.q) / total) / scale;
-		if (!(scale > 0))
-			return;
-		better = offer(team, j, scale, zero, &c);
-	}
-}
-
-/* --- min-max and constants: as in ref/fit.c --------------------------------------------------------------- */
-
-static __device__ double minmax_scale(const judge &j, double low, double high, double origin)
-{
-	const int below = j.levels / 2, above = j.levels - 1 - below;
-	double s;
-
-	if (!j.symmetric)
-		return (high - low) / (j.levels - 1);
-	s = (origin - low) / below;
-	if (above > 0)
-		s = fmax(s, (high - origin) / above);
-	return s > 0 ? s : high - origin;
-}
-
-template <int WARPS> static __device__ void offer_constant(const fit_team<WARPS> &team, judge &j, double value)
-{
-	exact_sums c;
-
-	if (value == 0)
-		offer(team, j, 1, allowed_zero(j, 0), &c);
-	else if (j.symmetric)
-		offer(team, j, value > 0 ? value : -value / (j.levels / 2), j.levels / 2, &c);
-	else
-		offer(team, j, fabs(value), value > 0 ? 0 : 1, &c);
-}
-
-template <int WARPS> static __device__ void offer_minmax(const fit_team<WARPS> &team, judge &j)
-{
-	double low = j.m.low, high = j.m.high, s;
-	exact_sums c;
-
-	if (j.fixed) {
-		low = fmin(low, 0.0);
-		high = fmax(high, 0.0);
-	}
-	if (low == high)
-		offer_constant(team, j, low);
-	s = storable_scale(minmax_scale(j, low, high, 0));
-	offer(team, j, s, allowed_zero(j, -low / s), &c);
-}
 
 /* --- the group as the search sees it -------------------------------------------------------------------- */
 
@@ -351,15 +151,15 @@ template <int WARPS> static __host__ __device__ fit_layout layout_of(size_t n)
 
 extern __shared__ float4 fit_memory[];
 
-template <int WARPS> static __global__ void __launch_bounds__(WARPS == 1 ? BLOCK_THREADS : WARPS * FIT_WARP,
+template <int WARPS> static __global__ void __launch_bounds__(WARPS == 1 ? BLOCK_THREADS : WARPS * WARP,
 							      WARPS == 8 ? 4 : 8) fit_kernel(cuda_fit fit)
 {
-	const int teams = blockDim.x / (WARPS * FIT_WARP), team_of_block = threadIdx.x / (WARPS * FIT_WARP);
+	const int teams = blockDim.x / (WARPS * WARP), team_of_block = threadIdx.x / (WARPS * WARP);
 	const fit_layout layout = layout_of<WARPS>(fit.n);
 	float4 *mine = fit_memory + team_of_block * layout.size;
 	const bool fast = fit.n <= FAST_MAX;
 	float4 *points = fast ? mine + layout.points : (float4 *)fit.scratch + blockIdx.x * ((fit.n + 1) / 2);
-	const fit_team<WARPS> team = { (fit_shared<WARPS> *)mine, (int)threadIdx.x % (WARPS * FIT_WARP) };
+	const fit_team<WARPS> team = { (fit_shared<WARPS> *)mine, (int)threadIdx.x % (WARPS * WARP) };
 
 	for (size_t i = (size_t)blockIdx.x * teams + team_of_block; i < fit.count; i += (size_t)gridDim.x * teams)
 		fit_group(team, fit, i, points, fast, mine + layout.bins);
@@ -395,7 +195,7 @@ cudaError_t cuda_fit_scratch(size_t n, size_t count, size_t *bytes)
 
 template <int WARPS> static cudaError_t launch(cudaStream_t stream, const cuda_fit &fit, int threads)
 {
-	const size_t teams = threads / (WARPS * FIT_WARP), bytes = teams * layout_of<WARPS>(fit.n).size * sizeof(float4);
+	const size_t teams = threads / (WARPS * WARP), bytes = teams * layout_of<WARPS>(fit.n).size * sizeof(float4);
 	size_t blocks = (fit.count + teams - 1) / teams;
 	cudaError_t status = cudaFuncSetAttribute(fit_kernel<WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 						  (int)bytes);
@@ -417,6 +217,6 @@ cudaError_t cuda_fit_launch(cudaStream_t stream, const struct cuda_fit *fit)
 	if (fit->n <= SMALL_MAX)
 		return launch<1>(stream, *fit, BLOCK_THREADS);
 	if (fit->n <= MEDIUM_MAX)
-		return launch<4>(stream, *fit, 4 * FIT_WARP);
-	return launch<8>(stream, *fit, 8 * FIT_WARP);
+		return launch<4>(stream, *fit, 4 * WARP);
+	return launch<8>(stream, *fit, 8 * WARP);
 }

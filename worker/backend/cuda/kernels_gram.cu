@@ -1,5 +1,7 @@
 /* Device code of the Gram matrix: passes over memory around the products, which cuBLAS does. */
 #include "worker/backend/cuda/kernels_gram.h"
+
+#include "worker/backend/cuda/blocks.cuh"
 #include "worker/backend/cuda/parts.cuh"
 
 namespace {
@@ -122,15 +124,10 @@ __global__ void __launch_bounds__(THREADS) mean_kernel(double *h, size_t cols, d
 	}
 }
 
-unsigned ceil_div(size_t a, size_t b)
-{
-	return (unsigned)((a + b - 1) / b);
-}
-
 template <int V>
 void cut_launch(cudaStream_t stream, const gram_rows &g)
 {
-	const dim3 blocks(ceil_div(g.cols, (size_t)THREADS * V), (unsigned)min(g.rows, (size_t)GRAM_RUN));
+	const dim3 blocks(blocks_of(g.cols, (size_t)THREADS * V), (unsigned)min(g.rows, (size_t)GRAM_RUN));
 
 	cut_kernel<V><<<blocks, THREADS, 0, stream>>>(g);
 }
@@ -139,7 +136,7 @@ void cut_launch(cudaStream_t stream, const gram_rows &g)
 
 cudaError_t cuda_gram_split_launch(cudaStream_t stream, const struct gram_rows *g)
 {
-	const unsigned columns = ceil_div(g->cols, THREADS), chunks = ceil_div(g->rows, GRAM_CHUNK);
+	const unsigned columns = blocks_of(g->cols, THREADS), chunks = blocks_of(g->rows, GRAM_CHUNK);
 
 	if (g->rows == 0)
 		return cudaSuccess;
@@ -154,7 +151,7 @@ cudaError_t cuda_gram_split_launch(cudaStream_t stream, const struct gram_rows *
 
 cudaError_t cuda_gram_fold_launch(cudaStream_t stream, const struct gram_fold *g)
 {
-	const dim3 tiles(ceil_div(g->n, TILE), ceil_div(g->m, TILE));
+	const dim3 tiles(blocks_of(g->n, TILE), blocks_of(g->m, TILE));
 
 	fold_kernel<<<tiles, dim3(TILE, TILE_ROWS), 0, stream>>>(*g);
 	return cudaGetLastError();

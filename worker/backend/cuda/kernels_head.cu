@@ -3,54 +3,21 @@
 #include <math.h>
 
 #include "worker/backend/cuda/kernels_head.h"
+#include "worker/backend/cuda/sums.cuh"
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
 /* The largest logit and the smallest place where it stands. */
 struct best { float logit; uint32_t at; };
 
-__device__ best better(best a, best b)
-{
-	return b.logit > a.logit || (b.logit == a.logit && b.at < a.at) ? b : a;
-}
-
-/* Over the block, in every thread. */
-__device__ best block_best(best b)
-{
-	__shared__ best warps[WARPS];
-
-	for (int lane = 16; lane > 0; lane /= 2) {
-		best other;
-
-		other.logit = __shfl_xor_sync(0xffffffffu, b.logit, lane);
-		other.at = __shfl_xor_sync(0xffffffffu, b.at, lane);
-		b = better(b, other);
+struct better {
+	__device__ best operator()(best a, best b) const
+	{
+		return b.logit > a.logit || (b.logit == a.logit && b.at < a.at) ? b : a;
 	}
-	if (threadIdx.x % 32 == 0)
-		warps[threadIdx.x / 32] = b;
-	__syncthreads();
-	b = warps[0];
-	for (int w = 1; w < WARPS; w++)
-		b = better(b, warps[w]);
-	return b;
-}
-
-__device__ double block_sum(double sum)
-{
-	__shared__ double warps[WARPS];
-
-	for (int lane = 16; lane > 0; lane /= 2)
-		sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-	if (threadIdx.x % 32 == 0)
-		warps[threadIdx.x / 32] = sum;
-	__syncthreads();
-	sum = warps[0];
-	for (int w = 1; w < WARPS; w++)
-		sum += warps[w];
-	return sum;
-}
+};
 
 /* One thread, for its row. */
 __device__ void update_state(const head_fold &h, size_t row, best top, double sum)
@@ -74,6 +41,8 @@ __device__ void update_state(const head_fold &h, size_t row, best top, double su
 
 __global__ void __launch_bounds__(THREADS) fold_kernel(head_fold h)
 {
+	__shared__ best best_room[WARPS];
+	__shared__ double room[WARPS];
 	const size_t row = blockIdx.x;
 	const float *logits = h.logits + row * h.n;
 	best top = { -INFINITY, UINT32_MAX };
@@ -85,21 +54,22 @@ __global__ void __launch_bounds__(THREADS) fold_kernel(head_fold h)
 		const float logit = logits[i];
 
 		finite = finite && isfinite(logit);
-		top = better(top, best{ logit, (uint32_t)i });
+		top = better()(top, best{ logit, (uint32_t)i });
 	}
 	if (!finite)
 		*h.bad = 1;
-	top = block_best(top);
+	top = fold_warps<THREADS>(fold_lanes(top, WARP, better()), best_room, better());
 #pragma unroll 4
 	for (size_t i = threadIdx.x; i < h.n; i += THREADS)
 		sum += exp((double)logits[i] - (double)top.logit);
-	sum = block_sum(sum);
+	sum = sum_block<THREADS>(sum, room);
 	if (threadIdx.x == 0)
 		update_state(h, row, top, sum);
 }
 
 __global__ void __launch_bounds__(THREADS) compare_kernel(head_compare h)
 {
+	__shared__ double room[WARPS];
 	const size_t row = blockIdx.x, first = row * h.n;
 	const double norm = h.max[row] + log(h.sum[row]), ref_norm = h.ref_max[row] + log(h.ref_sum[row]);
 	double sum = 0;
@@ -114,7 +84,7 @@ __global__ void __launch_bounds__(THREADS) compare_kernel(head_compare h)
 		if (h.difference)
 			h.difference[first + i] = (float)(exp(log_p) - ref);
 	}
-	sum = block_sum(sum);
+	sum = sum_block<THREADS>(sum, room);
 	if (threadIdx.x != 0)
 		return;
 	if (h.kl)

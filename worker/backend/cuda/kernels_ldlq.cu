@@ -9,18 +9,19 @@
 
 #include <math.h>
 
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/rounding.cuh"
+#include "worker/backend/cuda/sums.cuh"
+
 enum {
-	WARP = 32, COLUMNS = CUDA_LDLQ_BLOCK, LANE_COLUMNS = COLUMNS / WARP, ROWS = CUDA_LDLQ_ROWS,
+	COLUMNS = CUDA_LDLQ_BLOCK, LANE_COLUMNS = COLUMNS / WARP, ROWS = CUDA_LDLQ_ROWS,
 	THREADS = ROWS * WARP,
 	STAGE = ROWS + 1,               /* of a column of errors on its way out: no two lanes in one bank */
 	SHARED_BYTES = COLUMNS * COLUMNS * sizeof(float),
 	COPY_THREADS = 256
 };
-static const size_t copy_blocks_max = 1 << 20;
 static_assert(LANE_COLUMNS == 4, "four columns of U are read at once");
 static_assert(STAGE <= COLUMNS, "the errors leave through the memory of U");
-
-#define ALL_LANES 0xffffffffu
 
 /* What a lane knows of one column of its row. */
 struct column { float target, w, scale, inverse, zero; };
@@ -34,10 +35,7 @@ static __device__ __forceinline__ float value_error(const column &c, float code,
 /* A target that is not a number gives 0, and is noticed by what that misses of it. */
 static __device__ __forceinline__ float code_of(const column &c, float top)
 {
-	const float round_float = 12582912.0f; /* 1.5 * 2^23: adding it rounds half to even */
-	const float q = fminf(fmaxf(fmaf(c.target, c.inverse, c.zero), 0.0f), top);
-
-	return __fsub_rn(__fadd_rn(q, round_float), round_float);
+	return round_even(fminf(fmaxf(fmaf(c.target, c.inverse, c.zero), 0.0f), top));
 }
 
 /* u (COLUMNS, COLUMNS) = U of the block, strictly upper, zero elsewhere. */
@@ -92,13 +90,6 @@ static __device__ __forceinline__ void walk(const float4 *u, unsigned lane, unsi
 			c[3].target = fmaf(to.w, e, c[3].target);
 		}
 	}
-}
-
-static __device__ double sum_warp(double x)
-{
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		x += __shfl_xor_sync(ALL_LANES, x, offset);
-	return x;
 }
 
 /* Codes and loss of the row; its errors into the stage. */
@@ -157,13 +148,12 @@ static __global__ void __launch_bounds__(THREADS, 2) block_kernel(const cuda_ldl
 
 cudaError_t cuda_ldlq_block_launch(cudaStream_t stream, const struct cuda_ldlq_block *b)
 {
-	const unsigned blocks = (unsigned)((b->rows + ROWS - 1) / ROWS);
 	const cudaError_t status = cudaFuncSetAttribute(block_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
 							SHARED_BYTES);
 
 	if (status != cudaSuccess)
 		return status;
-	block_kernel<<<blocks, THREADS, SHARED_BYTES, stream>>>(*b);
+	block_kernel<<<blocks_of(b->rows, ROWS), THREADS, SHARED_BYTES, stream>>>(*b);
 	return cudaPeekAtLastError();
 }
 
@@ -177,7 +167,7 @@ static __global__ void __launch_bounds__(COPY_THREADS) place_kernel(const int32_
 
 cudaError_t cuda_ldlq_place_launch(cudaStream_t stream, const int32_t *perm, size_t n, int32_t *place)
 {
-	place_kernel<<<(unsigned)((n + COPY_THREADS - 1) / COPY_THREADS), COPY_THREADS, 0, stream>>>(perm, n, place);
+	place_kernel<<<blocks_of(n, COPY_THREADS), COPY_THREADS, 0, stream>>>(perm, n, place);
 	return cudaPeekAtLastError();
 }
 
@@ -194,8 +184,6 @@ static __global__ void __launch_bounds__(COPY_THREADS) codes_kernel(const uint8_
 cudaError_t cuda_ldlq_codes_launch(cudaStream_t stream, const uint8_t *from, size_t wide, const int32_t *place,
 				   size_t rows, size_t cols, uint8_t *to)
 {
-	const unsigned blocks = (unsigned)(rows < copy_blocks_max ? rows : copy_blocks_max);
-
-	codes_kernel<<<blocks, COPY_THREADS, 0, stream>>>(from, wide, place, rows, cols, to);
+	codes_kernel<<<blocks_for(rows, 1), COPY_THREADS, 0, stream>>>(from, wide, place, rows, cols, to);
 	return cudaPeekAtLastError();
 }

@@ -3,53 +3,10 @@
 
 #include <math.h>
 
-enum { WARP = 32, THREADS = 256, WARPS = THREADS / WARP };
-static const size_t blocks_max = 1 << 20;
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-#define ALL_LANES 0xffffffffu
-
-static unsigned blocks_for(size_t items)
-{
-	return (unsigned)(items < blocks_max ? items : blocks_max);
-}
-
-static __device__ double sum_warp(double x)
-{
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		x += __shfl_xor_sync(ALL_LANES, x, offset);
-	return x;
-}
-
-/* The same in every thread. */
-static __device__ double sum_block(double x)
-{
-	__shared__ double of_warp[WARPS];
-
-	x = sum_warp(x);
-	__syncthreads(); /* of_warp was read in the round before */
-	if (threadIdx.x % WARP == 0)
-		of_warp[threadIdx.x / WARP] = x;
-	__syncthreads();
-	x = 0;
-	for (int i = 0; i < WARPS; i++)
-		x += of_warp[i];
-	return x;
-}
-
-static __device__ double max_block(double x)
-{
-	__shared__ double of_warp[WARPS];
-
-	for (int offset = WARP / 2; offset > 0; offset /= 2)
-		x = fmax(x, __shfl_xor_sync(ALL_LANES, x, offset));
-	__syncthreads(); /* of_warp was read in the round before */
-	if (threadIdx.x % WARP == 0)
-		of_warp[threadIdx.x / WARP] = x;
-	__syncthreads();
-	for (int i = 0; i < WARPS; i++)
-		x = fmax(x, of_warp[i]);
-	return x;
-}
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
 /* The power of two at or below x, within what can be divided by; 1 for what is no size. */
 static __device__ double unit_of(double x)
@@ -63,11 +20,12 @@ static __device__ double unit_of(double x)
 static __global__ void __launch_bounds__(THREADS) diagonal_kernel(const double *h, size_t n, double damp, double *unit,
 								  double *diagonal)
 {
+	__shared__ double room[WARPS];
 	double largest = 0, own;
 
 	for (size_t j = threadIdx.x; j < n; j += THREADS)
 		largest = fmax(largest, h[j * n + j] + damp);
-	own = unit_of(max_block(largest));
+	own = unit_of(max_block<THREADS>(largest, room));
 	for (size_t j = threadIdx.x; j < n; j += THREADS)
 		diagonal[j] = (h[j * n + j] + damp) / own;
 	if (threadIdx.x == 0)
@@ -107,12 +65,14 @@ static __device__ double error_at(const cuda_proxy_rows &p, size_t row, size_t c
 /* A thread block per row; its second pass over the row finds it in the cache. */
 static __global__ void __launch_bounds__(THREADS) rows_kernel(const cuda_proxy_rows p)
 {
+	__shared__ double room[WARPS];
+
 	for (size_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
 		double largest = 0, sum = 0;
 
 		for (size_t c = threadIdx.x; c < p.cols; c += THREADS)
 			largest = fmax(largest, fabs(error_at(p, r, c)));
-		const double unit = unit_of(max_block(largest)), factor = 1 / unit;
+		const double unit = unit_of(max_block<THREADS>(largest, room)), factor = 1 / unit;
 
 		for (size_t c = threadIdx.x; c < p.cols; c += THREADS) {
 			const float e = (float)(error_at(p, r, c) * factor);
@@ -120,7 +80,7 @@ static __global__ void __launch_bounds__(THREADS) rows_kernel(const cuda_proxy_r
 			p.e[r * p.cols + c] = e;
 			sum += p.diagonal[c] * ((double)e * e);
 		}
-		sum = sum_block(sum);
+		sum = sum_block<THREADS>(sum, room);
 		if (threadIdx.x == 0) {
 			p.units[r] = unit;
 			p.sums[r] = sum;
@@ -130,7 +90,7 @@ static __global__ void __launch_bounds__(THREADS) rows_kernel(const cuda_proxy_r
 
 cudaError_t cuda_proxy_rows_launch(cudaStream_t stream, const struct cuda_proxy_rows *p)
 {
-	rows_kernel<<<blocks_for(p->rows), THREADS, 0, stream>>>(*p);
+	rows_kernel<<<blocks_for(p->rows, 1), THREADS, 0, stream>>>(*p);
 	return cudaPeekAtLastError();
 }
 
@@ -156,7 +116,7 @@ static __global__ void __launch_bounds__(THREADS) dot_kernel(const float *e, siz
 cudaError_t cuda_proxy_dot_launch(cudaStream_t stream, const float *e, size_t cols, const float *p, size_t rows,
 				  size_t n, double *sums)
 {
-	dot_kernel<<<blocks_for((rows + WARPS - 1) / WARPS), THREADS, 0, stream>>>(e, cols, p, rows, n, sums);
+	dot_kernel<<<blocks_for(rows, WARPS), THREADS, 0, stream>>>(e, cols, p, rows, n, sums);
 	return cudaPeekAtLastError();
 }
 
@@ -164,11 +124,12 @@ cudaError_t cuda_proxy_dot_launch(cudaStream_t stream, const float *e, size_t co
 static __global__ void __launch_bounds__(THREADS) total_kernel(const double *sums, const double *units, size_t rows,
 							       const double *unit, double *total)
 {
+	__shared__ double room[WARPS];
 	double sum = 0;
 
 	for (size_t r = threadIdx.x; r < rows; r += THREADS)
 		sum += units ? sums[r] * units[r] * units[r] : sums[r];
-	sum = sum_block(sum);
+	sum = sum_block<THREADS>(sum, room);
 	if (threadIdx.x == 0)
 		*total += unit ? *unit * sum : sum;
 }
@@ -191,7 +152,7 @@ static __global__ void __launch_bounds__(THREADS) exact_rows_kernel(const cuda_p
 
 cudaError_t cuda_proxy_exact_rows_launch(cudaStream_t stream, const struct cuda_proxy_rows *p, double *e)
 {
-	exact_rows_kernel<<<blocks_for(p->rows), THREADS, 0, stream>>>(*p, e);
+	exact_rows_kernel<<<blocks_for(p->rows, 1), THREADS, 0, stream>>>(*p, e);
 	return cudaPeekAtLastError();
 }
 
@@ -199,12 +160,14 @@ cudaError_t cuda_proxy_exact_rows_launch(cudaStream_t stream, const struct cuda_
 static __global__ void __launch_bounds__(THREADS) exact_dot_kernel(const double *e, const double *p, double damp,
 								   size_t rows, size_t cols, double *sums)
 {
+	__shared__ double room[WARPS];
+
 	for (size_t r = blockIdx.x; r < rows; r += gridDim.x) {
 		double sum = 0;
 
 		for (size_t i = r * cols + threadIdx.x; i < (r + 1) * cols; i += THREADS)
 			sum += e[i] * (p[i] + damp * e[i]);
-		sum = sum_block(sum);
+		sum = sum_block<THREADS>(sum, room);
 		if (threadIdx.x == 0)
 			sums[r] = sum;
 	}
@@ -213,6 +176,6 @@ static __global__ void __launch_bounds__(THREADS) exact_dot_kernel(const double 
 cudaError_t cuda_proxy_exact_dot_launch(cudaStream_t stream, const double *e, const double *p, double damp, size_t rows,
 					size_t cols, double *sums)
 {
-	exact_dot_kernel<<<blocks_for(rows), THREADS, 0, stream>>>(e, p, damp, rows, cols, sums);
+	exact_dot_kernel<<<blocks_for(rows, 1), THREADS, 0, stream>>>(e, p, damp, rows, cols, sums);
 	return cudaPeekAtLastError();
 }

@@ -9,14 +9,15 @@
 
 #include <cuda_fp16.h>
 
-#include "worker/backend/cuda/refine_device.cuh"
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
 #define CHOICE_FN static __device__ inline
 #define CHOICE_HALF(x) __half2float(__float2half_rn(x))
 #include "worker/backend/group_choice.h"
 
 enum {
-	THREADS = 256, WARPS = THREADS / REFINE_WARP,
+	THREADS = 256, WARPS = THREADS / WARP,
 	ROWS = 4 * WARPS,               /* of a block of threads */
 	ROW_ARRAYS = 3                  /* codes, r, x */
 };
@@ -47,7 +48,7 @@ static __device__ group_sums sum_group(const refine_fit &o, const float *a, cons
 	const unsigned wide = (unsigned)o.wide, end = from + (unsigned)o.group;
 	group_sums m = { 0, 0, 0, 0, 0 };
 
-	for (unsigned c = from + threadIdx.x % REFINE_WARP; c < end; c += REFINE_WARP) {
+	for (unsigned c = from + threadIdx.x % WARP; c < end; c += WARP) {
 		float aq = 0;
 
 		for (unsigned k = from; k < end; k++)
@@ -57,10 +58,10 @@ static __device__ group_sums sum_group(const refine_fit &o, const float *a, cons
 		m.rq += (double)r[c] * q[c];
 		m.r1 += r[c];
 	}
-	m.qq = warp_sum(m.qq);
-	m.q1 = warp_sum(m.q1);
-	m.rq = warp_sum(m.rq);
-	m.r1 = warp_sum(m.r1);
+	m.qq = sum_warp(m.qq);
+	m.q1 = sum_warp(m.q1);
+	m.rq = sum_warp(m.rq);
+	m.r1 = sum_warp(m.r1);
 	return m;
 }
 
@@ -68,12 +69,12 @@ static __device__ group_sums sum_group(const refine_fit &o, const float *a, cons
 static __device__ void carry(const refine_fit &o, const float *a, const float *q, float *r, float *x, unsigned from,
 			     step d)
 {
-	const unsigned lane = threadIdx.x % REFINE_WARP, wide = (unsigned)o.wide, end = from + (unsigned)o.group;
+	const unsigned lane = threadIdx.x % WARP, wide = (unsigned)o.wide, end = from + (unsigned)o.group;
 
-	for (unsigned c = from + lane; c < end; c += REFINE_WARP)
+	for (unsigned c = from + lane; c < end; c += WARP)
 		x[c] = (float)(d.scale * q[c] + d.shift);
 	__syncwarp();
-	for (unsigned c = end + lane; c < wide; c += REFINE_WARP) {
+	for (unsigned c = end + lane; c < wide; c += WARP) {
 		float ax = 0;
 
 		for (unsigned k = from; k < end; k++)
@@ -86,11 +87,11 @@ static __device__ void carry(const refine_fit &o, const float *a, const float *q
 /* All groups of the block, of one row; a warp. */
 static __device__ void fit_row(const refine_fit &o, const float *a, float *space, size_t row)
 {
-	const unsigned lane = threadIdx.x % REFINE_WARP, wide = (unsigned)o.wide, group = (unsigned)o.group;
+	const unsigned lane = threadIdx.x % WARP, wide = (unsigned)o.wide, group = (unsigned)o.group;
 	const size_t at = row * o.cols + o.first;
 	float *q = space, *r = q + wide, *x = r + wide;
 
-	for (unsigned c = lane; c < wide; c += REFINE_WARP) {
+	for (unsigned c = lane; c < wide; c += WARP) {
 		q[c] = o.q[at + c];
 		r[c] = o.r[at + c];
 	}
@@ -107,7 +108,7 @@ static __device__ void fit_row(const refine_fit &o, const float *a, float *space
 		}
 		carry(o, a, q, r, x, from, d);
 	}
-	for (unsigned c = lane; c < wide; c += REFINE_WARP)
+	for (unsigned c = lane; c < wide; c += WARP)
 		o.x[row * wide + c] = x[c];
 	__syncwarp();
 }
@@ -115,7 +116,7 @@ static __device__ void fit_row(const refine_fit &o, const float *a, float *space
 static __global__ void __launch_bounds__(THREADS) fit_block(const refine_fit o)
 {
 	extern __shared__ float shared[];
-	const unsigned wide = (unsigned)o.wide, warp = threadIdx.x / REFINE_WARP;
+	const unsigned wide = (unsigned)o.wide, warp = threadIdx.x / WARP;
 	const size_t first = blockIdx.x * (size_t)ROWS, end = first + ROWS < o.rows ? first + ROWS : o.rows;
 	float *space = shared + wide * wide + warp * ROW_ARRAYS * wide;
 
@@ -133,11 +134,21 @@ cudaError_t refine_fit_block_launch(cudaStream_t stream, const struct refine_fit
 
 	if (status != cudaSuccess)
 		return status;
-	fit_block<<<refine_blocks(o->rows, ROWS), THREADS, bytes, stream>>>(*o);
+	fit_block<<<blocks_of(o->rows, ROWS), THREADS, bytes, stream>>>(*o);
 	return cudaPeekAtLastError();
 }
 
 /* --- wide groups -------------------------------------------------------------------------------- */
+
+static __device__ group_sums operator+(group_sums a, const group_sums &b)
+{
+	a.qq += b.qq;
+	a.q1 += b.q1;
+	a.oo += b.oo;
+	a.rq += b.rq;
+	a.r1 += b.r1;
+	return a;
+}
 
 static __global__ void fill_codes(const refine_fit o)
 {
@@ -149,7 +160,7 @@ static __global__ void fill_codes(const refine_fit o)
 
 static __global__ void __launch_bounds__(THREADS) fit_wide(const refine_fit o)
 {
-	__shared__ double space[WARPS];
+	__shared__ group_sums room[WARPS];
 	const size_t row = blockIdx.x, at = row * o.cols + o.first, line = row * o.wide, g = o.first / o.group;
 	const size_t side = row * o.groups + g;
 	float s = o.s[side], z = o.z[side];
@@ -163,10 +174,7 @@ static __global__ void __launch_bounds__(THREADS) fit_wide(const refine_fit o)
 		m.rq += q * r;
 		m.r1 += r;
 	}
-	m.qq = block_sum<THREADS>(m.qq, space);
-	m.q1 = block_sum<THREADS>(m.q1, space);
-	m.rq = block_sum<THREADS>(m.rq, space);
-	m.r1 = block_sum<THREADS>(m.r1, space);
+	m = sum_block<THREADS>(m, room);
 	const step d = take_step(o, row, g, m, &s, &z);
 
 	for (size_t c = threadIdx.x; c < o.wide; c += THREADS)

@@ -9,26 +9,24 @@
 
 #include <math.h>
 
-#include "worker/backend/cuda/refine_device.cuh"
+#include "worker/backend/cuda/blocks.cuh"
+#include "worker/backend/cuda/refine_cells.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / REFINE_WARP };
+enum { THREADS = 256, WARPS = THREADS / WARP };
 static const size_t rows_max = 1 << 15;
 
 /* The power of two below the largest diagonal entry. One block. */
 static __global__ void find_unit(const refine_metric m)
 {
-	__shared__ double most[THREADS];
+	__shared__ double room[WARPS];
 	double largest = 0;
 
 	for (size_t i = threadIdx.x; i < m.cols; i += THREADS)
 		largest = fmax(largest, m.h[i * m.cols + i] + m.damp);
-	most[threadIdx.x] = largest;
-	__syncthreads();
-	if (threadIdx.x != 0)
-		return;
-	for (int i = 1; i < THREADS; i++)
-		largest = fmax(largest, most[i]);
-	*m.unit = largest > 0 && isfinite(largest) ? ldexp(1.0, ilogb(largest)) : 1;
+	largest = max_block<THREADS>(largest, room);
+	if (threadIdx.x == 0)
+		*m.unit = largest > 0 && isfinite(largest) ? ldexp(1.0, ilogb(largest)) : 1;
 }
 
 static __global__ void fill_a(const refine_metric m)
@@ -45,30 +43,30 @@ static __global__ void fill_a(const refine_metric m)
 /* A warp per column. */
 static __global__ void sum_columns(const refine_metric m)
 {
-	const size_t j = blockIdx.x * (size_t)WARPS + threadIdx.x / REFINE_WARP;
+	const size_t j = blockIdx.x * (size_t)WARPS + threadIdx.x / WARP;
 	double sum = 0;
 
 	if (j >= m.cols)
 		return;
-	for (size_t i = threadIdx.x % REFINE_WARP; i < m.group; i += REFINE_WARP)
+	for (size_t i = threadIdx.x % WARP; i < m.group; i += WARP)
 		sum += m.a[j * m.cols + j / m.group * m.group + i];
-	sum = warp_sum(sum);
-	if (threadIdx.x % REFINE_WARP == 0)
+	sum = sum_warp(sum);
+	if (threadIdx.x % WARP == 0)
 		m.ones[j] = sum;
 }
 
 /* A warp per group. */
 static __global__ void sum_groups(const refine_metric m)
 {
-	const size_t g = blockIdx.x * (size_t)WARPS + threadIdx.x / REFINE_WARP;
+	const size_t g = blockIdx.x * (size_t)WARPS + threadIdx.x / WARP;
 	double sum = 0;
 
 	if (g >= m.cols / m.group)
 		return;
-	for (size_t i = threadIdx.x % REFINE_WARP; i < m.group; i += REFINE_WARP)
+	for (size_t i = threadIdx.x % WARP; i < m.group; i += WARP)
 		sum += m.ones[g * m.group + i];
-	sum = warp_sum(sum);
-	if (threadIdx.x % REFINE_WARP == 0)
+	sum = sum_warp(sum);
+	if (threadIdx.x % WARP == 0)
 		m.group_ones[g] = sum;
 }
 
@@ -86,16 +84,6 @@ static __global__ void fill_roots(const refine_metric m)
 	}
 	m.root[p] = root;
 	m.inverse[p] = root > 0 ? 1 / root : 0;
-}
-
-static __device__ void put(float *to, float x)
-{
-	*to = x;
-}
-
-static __device__ void put(uint16_t *to, float x)
-{
-	*to = (uint16_t)(32768 + (int)rintf(fminf(fmaxf(x, -1.0f), 1.0f) * 32767));
 }
 
 template <typename Cell>
@@ -117,13 +105,13 @@ static __global__ void fill_likeness(const refine_metric m)
 cudaError_t refine_metric_launch(cudaStream_t stream, const struct refine_metric *m)
 {
 	const unsigned rows = (unsigned)(m->cols < rows_max ? m->cols : rows_max);
-	const dim3 square(refine_blocks(m->cols, THREADS), rows), padded(refine_blocks(m->stride, THREADS), rows);
+	const dim3 square(blocks_of(m->cols, THREADS), rows), padded(blocks_of(m->stride, THREADS), rows);
 
 	find_unit<<<1, THREADS, 0, stream>>>(*m);
 	fill_a<<<square, THREADS, 0, stream>>>(*m);
-	sum_columns<<<refine_blocks(m->cols, WARPS), THREADS, 0, stream>>>(*m);
-	sum_groups<<<refine_blocks(m->cols / m->group, WARPS), THREADS, 0, stream>>>(*m);
-	fill_roots<<<refine_blocks(m->stride, THREADS), THREADS, 0, stream>>>(*m);
+	sum_columns<<<blocks_of(m->cols, WARPS), THREADS, 0, stream>>>(*m);
+	sum_groups<<<blocks_of(m->cols / m->group, WARPS), THREADS, 0, stream>>>(*m);
+	fill_roots<<<blocks_of(m->stride, THREADS), THREADS, 0, stream>>>(*m);
 	if (refine_is_brief(m->cols))
 		fill_likeness<uint16_t><<<padded, THREADS, 0, stream>>>(*m);
 	else

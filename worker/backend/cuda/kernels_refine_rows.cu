@@ -3,14 +3,14 @@
 
 #include <math.h>
 
-#include "worker/backend/cuda/refine_device.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-enum { THREADS = 256 };
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
 /* What the row begins with. The unit is the power of two below the row's largest scale. */
 static __global__ void load(const refine_rows o)
 {
-	__shared__ float most[THREADS];
+	__shared__ float room[WARPS];
 	const size_t side = blockIdx.x * o.groups, at = blockIdx.x * o.cols;
 	float largest = 0;
 
@@ -25,13 +25,9 @@ static __global__ void load(const refine_rows o)
 	}
 	for (size_t c = threadIdx.x; c < o.cols; c += THREADS)
 		o.q[at + c] = o.codes[at + c];
-	most[threadIdx.x] = largest;
-	__syncthreads();
-	if (threadIdx.x != 0)
-		return;
-	for (int i = 1; i < THREADS; i++)
-		largest = fmaxf(largest, most[i]);
-	o.unit[blockIdx.x] = largest > 0 && isfinite(largest) ? ldexp(1.0, ilogbf(largest)) : 1;
+	largest = max_block<THREADS>(largest, room);
+	if (threadIdx.x == 0)
+		o.unit[blockIdx.x] = largest > 0 && isfinite(largest) ? ldexp(1.0, ilogbf(largest)) : 1;
 }
 
 static __global__ void errors(const refine_rows o)
@@ -49,13 +45,13 @@ static __global__ void errors(const refine_rows o)
 
 static __global__ void losses(const refine_rows o, double *to, bool watch)
 {
-	__shared__ double space[THREADS / REFINE_WARP];
+	__shared__ double room[WARPS];
 	const size_t at = blockIdx.x * o.cols;
 	double sum = 0;
 
 	for (size_t c = threadIdx.x; c < o.cols; c += THREADS)
 		sum += (double)o.e[at + c] * o.r[at + c];
-	sum = block_sum<THREADS>(sum, space);
+	sum = sum_block<THREADS>(sum, room);
 	if (threadIdx.x != 0)
 		return;
 	to[blockIdx.x] = sum;

@@ -15,7 +15,8 @@
 
 #include <math.h>
 
-#include "worker/backend/cuda/refine_device.cuh"
+#include "worker/backend/cuda/refine_cells.cuh"
+#include "worker/backend/cuda/sums.cuh"
 #include "worker/backend/group_step.h"
 
 enum { KEYS = 32, CHUNK = REFINE_CHUNK, CODE_BITS = 7 /* of a key: column within a chunk */ };
@@ -50,41 +51,6 @@ template <typename Cell>
 static __device__ __forceinline__ const Cell *likeness(const refine_sweep &o, unsigned row)
 {
 	return static_cast<const Cell *>(o.likeness) + (size_t)row * o.stride;
-}
-
-/* What a cell of C is in units of cell_unit(). */
-static __device__ __forceinline__ float cell_unit(const float *) { return 1; }
-static __device__ __forceinline__ float cell_unit(const uint16_t *) { return 1.0f / 32767; }
-static __device__ __forceinline__ float cell(const float *c) { return __ldg(c); }
-static __device__ __forceinline__ float cell(const uint16_t *c) { return (float)__ldg(c) - 32768; }
-
-/* Eight cells of a chunk. */
-static __device__ __forceinline__ void cells(const float *c, float (&x)[CHUNK])
-{
-	const float4 *from = reinterpret_cast<const float4 *>(c);
-	const float4 low = __ldg(from), high = __ldg(from + 1);
-
-	x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-	x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-}
-
-/* The 16 bits become the mantissa of 2^23 + bits. */
-static __device__ __forceinline__ void pair(unsigned two, float &first, float &second)
-{
-	const float zero = 8388608 + 32768;
-
-	first = __uint_as_float(__byte_perm(two, 0x4b000000, 0x7410)) - zero;
-	second = __uint_as_float(__byte_perm(two, 0x4b000000, 0x7432)) - zero;
-}
-
-static __device__ __forceinline__ void cells(const uint16_t *c, float (&x)[CHUNK])
-{
-	const uint4 all = __ldg(reinterpret_cast<const uint4 *>(c));
-
-	pair(all.x, x[0], x[1]);
-	pair(all.y, x[2], x[3]);
-	pair(all.z, x[4], x[5]);
-	pair(all.w, x[6], x[7]);
 }
 
 /* Shared memory in this order, but for what lies in `space`. */
@@ -167,12 +133,12 @@ template <typename Cell>
 static __device__ __forceinline__ visit find(const refine_sweep &o, const line &l, unsigned from, pending left,
 					     change late)
 {
-	const unsigned lane = threadIdx.x % REFINE_WARP, cols = (unsigned)o.cols;
+	const unsigned lane = threadIdx.x % WARP, cols = (unsigned)o.cols;
 	const Cell *c = likeness<Cell>(o, left.row);
 	const float by = left.by * cell_unit(c);
 	visit v = { cols, 0, 0, 0 };
 
-	for (unsigned first = from; first < cols; first += REFINE_WARP) {
+	for (unsigned first = from; first < cols; first += WARP) {
 		const unsigned p = first + lane;
 		float r = 0;
 		int code = 0;
@@ -186,15 +152,15 @@ static __device__ __forceinline__ visit find(const refine_sweep &o, const line &
 			wants = fabsf(r) > (float)(2 * refine_nearly) * l.h[place(l, p)] &&
 				(r > 0 ? code < o.top : code > 0);
 		}
-		const unsigned found = __ballot_sync(REFINE_LANES, wants);
+		const unsigned found = __ballot_sync(ALL_LANES, wants);
 
 		if (found == 0)
 			continue;
 		const int at = __ffs((int)found) - 1;
 
 		v.at = first + at;
-		v.r = __shfl_sync(REFINE_LANES, r, at);
-		code = __shfl_sync(REFINE_LANES, code, at);
+		v.r = __shfl_sync(ALL_LANES, r, at);
+		code = __shfl_sync(ALL_LANES, code, at);
 		v.scale = 2 * l.h[place(l, v.at)];
 		v.step = rintf(v.r / v.scale);
 		if (v.step == 0)
@@ -232,9 +198,9 @@ static __device__ __forceinline__ int best_of(float4 r, float4 h, unsigned rise,
 /* The highest key of the warp with the lowest chunk that has it, in every lane. */
 static __device__ __forceinline__ void best_of_warp(int &key, unsigned &chunk)
 {
-	const int best = __reduce_max_sync(REFINE_LANES, key);
+	const int best = __reduce_max_sync(ALL_LANES, key);
 
-	chunk = __reduce_min_sync(REFINE_LANES, key == best ? chunk : ~0u);
+	chunk = __reduce_min_sync(ALL_LANES, key == best ? chunk : ~0u);
 	key = best;
 }
 
@@ -246,7 +212,7 @@ static __device__ __forceinline__ partner pass(const refine_sweep &o, const line
 	const float unit = cell_unit(of_j), by = left.by * unit;
 	float4 *r = reinterpret_cast<float4 *>(l.r);
 	const float4 *h = reinterpret_cast<const float4 *>(l.h);
-	const unsigned lane = threadIdx.x % REFINE_WARP;
+	const unsigned lane = threadIdx.x % WARP;
 	unsigned chunk = 0;
 	int key = 0;
 
@@ -271,9 +237,9 @@ static __device__ __forceinline__ partner pass(const refine_sweep &o, const line
 	}
 	best_of_warp(key, chunk);
 	if (lane == 0)
-		l.keys[threadIdx.x / REFINE_WARP] = (unsigned long long)key << 32 | chunk;
+		l.keys[threadIdx.x / WARP] = (unsigned long long)key << 32 | chunk;
 	__syncthreads();
-	const unsigned long long of_warp = lane < T / REFINE_WARP ? l.keys[lane] : 0;
+	const unsigned long long of_warp = lane < T / WARP ? l.keys[lane] : 0;
 
 	key = (int)(of_warp >> 32);
 	chunk = (unsigned)of_warp;

@@ -5,19 +5,16 @@
 #include <math.h>
 
 #include "worker/backend/cuda/fours.cuh"
-
-/* 1.5 * 2^52: adding it rounds to an integer, half to even. */
-static constexpr double round_shift = 6755399441055744.0;
+#include "worker/backend/cuda/rounding.cuh"
 
 /* -1: there is none. */
 static __device__ int nearest_code(float w, double inverse, float z, int top)
 {
-	double q = w * inverse + z;
+	const double q = w * inverse + z;
 
 	if (!isfinite(q))
 		return -1;
-	q = fmin(fmax(q, 0.0), (double)top);
-	return (int)((q + round_shift) - round_shift);
+	return (int)round_even(fmin(fmax(q, 0.0), (double)top));
 }
 
 static __global__ void __launch_bounds__(FOURS_THREADS) round_kernel(cuda_round r, bool wide)

@@ -6,6 +6,7 @@
  */
 #include "worker/backend/cuda/kernels_split.h"
 #include "worker/backend/cuda/parts.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
 namespace {
 
@@ -121,23 +122,10 @@ __global__ void __launch_bounds__(THREADS) cut_kernel(const float *x, size_t n, 
 	cut_all<V>(x, n, parts);
 }
 
-/* The maximum over the block, in every thread. */
-__device__ uint32_t block_max(uint32_t m)
-{
-	__shared__ uint32_t warp_max[THREADS / 32];
-
-	m = __reduce_max_sync(0xffffffffu, m);
-	if (threadIdx.x % 32 == 0)
-		warp_max[threadIdx.x / 32] = m;
-	__syncthreads();
-	for (int w = 0; w < THREADS / 32; w++)
-		m = max(m, warp_max[w]);
-	return m;
-}
-
 template <int V>
 __global__ void __launch_bounds__(THREADS) largest_kernel(const float *x, size_t n, uint32_t *largest)
 {
+	__shared__ uint32_t room[THREADS / WARP];
 	const size_t first = (size_t)blockIdx.x * THREADS + threadIdx.x, step = (size_t)gridDim.x * THREADS;
 	const size_t whole = n / V * V;
 	uint32_t m = 0;
@@ -153,7 +141,7 @@ __global__ void __launch_bounds__(THREADS) largest_kernel(const float *x, size_t
 	}
 	if (blockIdx.x == 0 && threadIdx.x < n - whole)
 		m = max(m, magnitude_bits(x[whole + threadIdx.x]));
-	m = block_max(m);
+	m = max_block<THREADS>(m, room);
 	if (threadIdx.x == 0)
 		largest[blockIdx.x] = m;
 }
@@ -162,12 +150,13 @@ template <int V>
 __global__ void __launch_bounds__(THREADS) half_kernel(const float *x, size_t n, half_parts parts, float *scale,
 						       const uint32_t *largest, int count)
 {
+	__shared__ uint32_t room[THREADS / WARP];
 	uint32_t m = 0;
 	int s;
 
 	for (int i = threadIdx.x; i < count; i += THREADS)
 		m = max(m, largest[i]);
-	s = half_power(block_max(m));
+	s = half_power(max_block<THREADS>(m, room));
 	parts.power = power_of_two(s);
 	if (blockIdx.x == 0 && threadIdx.x == 0)
 		*scale = power_of_two(-s);

@@ -4,8 +4,9 @@
 #include <math.h>
 
 #include "worker/backend/cuda/fours.cuh"
+#include "worker/backend/cuda/sums.cuh"
 
-enum { WARP = 32, WARPS = FOURS_THREADS / WARP, WARP_GROUP_MAX = 1024 };
+enum { WARPS = FOURS_THREADS / WARP, WARP_GROUP_MAX = 1024 };
 
 static __device__ float code_of(float latent, float top)
 {
@@ -66,6 +67,11 @@ struct gradients {
 /* Sums of dw (q - z) and of dw. */
 struct group_sums { double along, total; };
 
+static __device__ group_sums operator+(group_sums a, group_sums b)
+{
+	return { a.along + b.along, a.total + b.total };
+}
+
 /* The share of one of a group's threads; writes dlatents, element by element after it was read. */
 static __device__ group_sums share_of(const gradients &a, size_t group, int rank, int lanes, bool *good)
 {
@@ -90,16 +96,6 @@ static __device__ group_sums share_of(const gradients &a, size_t group, int rank
 			fours_store(a.dlatents + first + i, a.step, a.wide, d);
 	}
 	return sums;
-}
-
-/* The same sums in each of `lanes` neighbours. */
-static __device__ group_sums sum_lanes(group_sums s, int lanes)
-{
-	for (int offset = lanes / 2; offset > 0; offset /= 2) {
-		s.along += __shfl_xor_sync(0xffffffffu, s.along, offset);
-		s.total += __shfl_xor_sync(0xffffffffu, s.total, offset);
-	}
-	return s;
 }
 
 static __device__ bool store_sums(const gradients &a, size_t group, group_sums s)
@@ -136,23 +132,16 @@ static __global__ void __launch_bounds__(FOURS_THREADS) small_groups_kernel(grad
 
 static __global__ void __launch_bounds__(FOURS_THREADS) big_groups_kernel(gradients a)
 {
-	__shared__ group_sums of_warp[WARPS];
+	__shared__ group_sums room[WARPS];
 	const size_t groups = a.g.n / a.g.group;
 	bool good = true;
 
 	for (size_t group = blockIdx.x; group < groups; group += gridDim.x) {
-		group_sums s = sum_lanes(share_of(a, group, threadIdx.x, FOURS_THREADS, &good), WARP);
+		const group_sums share = share_of(a, group, threadIdx.x, FOURS_THREADS, &good);
+		const group_sums s = sum_block<FOURS_THREADS>(share, room);
 
-		if (threadIdx.x % WARP == 0)
-			of_warp[threadIdx.x / WARP] = s;
-		__syncthreads();
-		for (int i = 1; threadIdx.x == 0 && i < WARPS; i++) {
-			s.along += of_warp[i].along;
-			s.total += of_warp[i].total;
-		}
 		if (threadIdx.x == 0)
 			good = store_sums(a, group, s) && good;
-		__syncthreads(); /* of_warp was read */
 	}
 	if (!good)
 		*a.g.bad = 1;

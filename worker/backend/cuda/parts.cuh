@@ -1,9 +1,11 @@
-/* parts.cuh - device functions that cut one float32 number into parts of fewer bits; used by kernels_*.cu alone. */
+/* parts.cuh - device functions that cut float32 numbers into parts of fewer bits; used by kernels_*.cu alone. */
 #ifndef QUARRY_WORKER_BACKEND_CUDA_PARTS_CUH
 #define QUARRY_WORKER_BACKEND_CUDA_PARTS_CUH
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Orders as |x| does; what is not finite comes above everything. */
 static __device__ __forceinline__ uint32_t magnitude_bits(float x)
@@ -20,6 +22,14 @@ static __device__ __forceinline__ int half_power(uint32_t largest_bits)
 	return exponent == 255 ? 0 : min(141 - exponent, 126);
 }
 
+/* The same from the largest magnitude itself, at most 100; of_zero where that is 0. */
+static __device__ __forceinline__ int half_exponent(float largest, int of_zero)
+{
+	if (!isfinite(largest))
+		return 0;
+	return largest > 0 ? min(14 - ilogbf(largest), 100) : of_zero;
+}
+
 static __device__ __forceinline__ float power_of_two(int s)
 {
 	return __uint_as_float((uint32_t)(127 + s) << 23);
@@ -33,6 +43,46 @@ static __device__ __forceinline__ void cut_half(float x, float factor, uint16_t 
 	*high = __half_as_ushort(h);
 	*low = __half_as_ushort(__float2half_rn(__fmul_rn(__fsub_rn(x, __half2float(h)), factor)));
 }
+
+/* --- pairs, as tensor cores take them --------------------------------------------------------------------- */
+
+/* What parts are: halves, good to 2^-22 together, or bfloat16 of the range of float32, good to 2^-17. */
+enum part_kind { HALVES, BRAINS };
+
+/* Two of them as one word, the first in its lower half. */
+static __device__ __forceinline__ uint32_t word_of(__half2 both)
+{
+	uint32_t word;
+
+	memcpy(&word, &both, sizeof(word));
+	return word;
+}
+
+static __device__ __forceinline__ uint32_t brains_of(float first, float second)
+{
+	const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
+	uint32_t word;
+
+	memcpy(&word, &both, sizeof(word));
+	return word;
+}
+
+/* Two numbers as high + low. */
+template <part_kind K>
+static __device__ __forceinline__ void split_pair(float first, float second, uint32_t *high, uint32_t *low)
+{
+	if (K == HALVES) {
+		const __half2 both = __floats2half2_rn(first, second);
+
+		*high = word_of(both);
+		*low = word_of(__floats2half2_rn(first - __low2float(both), second - __high2float(both)));
+	} else {
+		*high = brains_of(first, second);
+		*low = brains_of(first - __uint_as_float(*high << 16), second - __uint_as_float(*high & 0xffff0000u));
+	}
+}
+
+/* --- memory ----------------------------------------------------------------------------------------------- */
 
 /* 16-byte accesses of eight elements, or one element at a time. */
 template <int V>

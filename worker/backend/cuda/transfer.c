@@ -1,5 +1,6 @@
 #include "worker/backend/cuda/transfer.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "common/alloc.h"
@@ -76,11 +77,29 @@ static size_t piece_of(size_t bytes, size_t at)
 	return bytes - at < BUFFER_BYTES ? bytes - at : BUFFER_BYTES;
 }
 
+/* The device's copy engine reaches page-locked memory by itself. */
+static bool is_locked(const void *host)
+{
+	struct cudaPointerAttributes a;
+
+	return cudaPointerGetAttributes(&a, host) == cudaSuccess && a.type == cudaMemoryTypeHost;
+}
+
+static cudaError_t copy_locked(struct cuda_transfer *t, void *to, const void *from, size_t bytes,
+			       enum cudaMemcpyKind kind)
+{
+	cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, t->stream);
+
+	return status == cudaSuccess ? cudaStreamSynchronize(t->stream) : status;
+}
+
 cudaError_t cuda_upload(struct cuda_transfer *t, void *device, const void *host, size_t bytes)
 {
 	cudaError_t status = cudaSuccess;
 	int i = 0;
 
+	if (is_locked(host))
+		return copy_locked(t, device, host, bytes, cudaMemcpyHostToDevice);
 	for (size_t at = 0; at < bytes && status == cudaSuccess; at += BUFFER_BYTES, i = 1 - i) {
 		const size_t piece = piece_of(bytes, at);
 
@@ -108,6 +127,8 @@ cudaError_t cuda_download(struct cuda_transfer *t, void *host, const void *devic
 	size_t asked = 0;
 	int next = 0, i = 0;
 
+	if (is_locked(host))
+		return copy_locked(t, host, device, bytes, cudaMemcpyDeviceToHost);
 	for (; next < BUFFERS && asked < bytes && status == cudaSuccess; next++, asked += BUFFER_BYTES)
 		status = fetch_piece(t, next, (const char *)device + asked, piece_of(bytes, asked));
 	for (size_t at = 0; at < bytes && status == cudaSuccess; at += BUFFER_BYTES, i = 1 - i) {

@@ -1,7 +1,8 @@
 /* transfer.h - copies between ordinary memory and the device through pinned buffers.
  *
  * Ordinary memory cannot be read by the device's copy engine: several threads copy a piece of it into one of two pinned
- * buffers while the other one travels. Ordered with the stream; complete on return. Internal to worker/backend/cuda.
+ * buffers while the other one travels. Memory that is page-locked already travels as it is. Ordered with the stream;
+ * complete on return. Internal to worker/backend/cuda.
  */
 #ifndef QUARRY_WORKER_BACKEND_CUDA_TRANSFER_H
 #define QUARRY_WORKER_BACKEND_CUDA_TRANSFER_H

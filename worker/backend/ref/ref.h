@@ -38,6 +38,8 @@ int ref_block_backward(struct backend *be, const struct block_shape *shape, cons
 		       const struct rope_table *rope, const float *x, size_t n_seq, size_t seq_len,
 		       block_loss loss, void *loss_ctx, float *dx, const struct block_grads *grads,
 		       struct err *err);
+int ref_squared_error(struct backend *be, const float *y, const float *target, size_t n, double scale, float *dy,
+		      double *sum, struct err *err);
 int ref_grid_values(struct backend *be, const struct grid *grid, const float *latents, size_t rows,
 		    size_t cols, const float *scales, const float *zeros, float *w, struct err *err);
 int ref_grid_gradients(struct backend *be, const struct grid *grid, const float *latents, size_t rows,

@@ -1,8 +1,23 @@
-/* The trainable grid and the optimizer of the reference backend, straight from backend.h. */
+/* The loss, the trainable grid and the optimizer of the reference backend, straight from backend.h. */
 #include <math.h>
 
 #include "worker/backend/ref/ref.h"
 #include "worker/backend/shape.h"
+
+int ref_squared_error(struct backend *be, const float *y, const float *target, size_t n, double scale, float *dy,
+		      double *sum, struct err *err)
+{
+	(void)be;
+	*sum = 0;
+	for (size_t i = 0; i < n; i++) {
+		const double d = (double)y[i] - (double)target[i];
+
+		*sum += d * d;
+		if (dy)
+			dy[i] = (float)(scale * d);
+	}
+	return isfinite(*sum) ? 0 : err_set_not_finite(err, "squared_error");
+}
 
 static float code_of(const struct grid *grid, float latent)
 {
