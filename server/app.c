@@ -1,6 +1,7 @@
 #include "server/app.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "server/http.h"
@@ -10,13 +11,21 @@
 #include "server/request.h"
 
 enum {
-	APP_THREADS = 4, APP_HELPERS = 2, APP_HELPER_QUEUE = 256,
+	APP_THREADS = 4, APP_HELPERS_LEAST = 2, APP_HELPER_QUEUE = 256,
 	APP_IDLE_S = 75, APP_BODY_MS = 60 * 1000, APP_LINGER_MS = 2000,
 };
 
 static int64_t now_ms(void)
 {
 	return clock_system.mono_ms(clock_system.ctx);
+}
+
+/* Uploads are verified as fast as workers can make them: half of the processors, if need be. */
+static unsigned helpers(void)
+{
+	const long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+
+	return half < APP_HELPERS_LEAST ? APP_HELPERS_LEAST : half < OFFLOAD_THREADS_MAX ? (unsigned)half : OFFLOAD_THREADS_MAX;
 }
 
 /* From the engine's writer thread. */
@@ -49,7 +58,7 @@ int app_start(struct app *a, const struct app_config *config, struct engine *eng
 	a->rate = rate_new(config->requests_per_second);
 	if (!a->rate)
 		return err_set_nomem(err, "the table of request rates");
-	a->offload = offload_new(APP_HELPERS, APP_HELPER_QUEUE, err);
+	a->offload = offload_new(helpers(), APP_HELPER_QUEUE, err);
 	if (!a->offload)
 		return -1;
 	engine_on_change(engine, on_change, a);

@@ -5,8 +5,6 @@
 
 #include "common/alloc.h"
 
-enum { OFFLOAD_THREADS_MAX = 16 };
-
 struct offload {
 	pthread_mutex_t lock;
 	pthread_cond_t work;

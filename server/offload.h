@@ -8,6 +8,8 @@
 
 #include "common/err.h"
 
+enum { OFFLOAD_THREADS_MAX = 16 };
+
 struct offload;
 
 struct offload_job {

@@ -291,6 +291,8 @@ static struct decide_view view_of(const struct agent *a)
 		view.held++;
 		view.busy += hold_is_busy(h);
 		view.parting += h->state == HOLD_FAILING || h->state == HOLD_RELEASING;
+		view.sealing += h->state == HOLD_SEALING;
+		view.sealing_soon += hold_is_sealed_soon(h);
 		view.uploading += hold_is_uploading(h);
 	}
 	return view;

@@ -72,7 +72,7 @@ enum verdict decide_reply(enum request_kind kind, int status, enum err_code code
 bool decide_want_lease(const struct decide_view *view)
 {
 	return view->state == AGENT_SERVING && !view->lease_under_way && view->busy == 0 &&
-	       view->uploading < DECIDE_UPLOADS_MOST;
+	       view->sealing_soon == 0 && view->sealing + view->uploading < DECIDE_UPLOADS_MOST;
 }
 
 int64_t decide_poll_again_ms(int64_t poll_took_ms)
@@ -93,6 +93,7 @@ bool decide_give_back(enum hold_state state, double progress, int64_t elapsed_ms
 			return false;
 		return progress < 0.01 ||
 		       (double)elapsed_ms * (1 - progress) / progress >= DECIDE_DRAIN_SOON_MS;
+	case HOLD_SEALING:
 	case HOLD_UPLOADING:
 		return hurry;
 	case HOLD_COMPLETING:
@@ -113,7 +114,7 @@ bool decide_leave(double progress)
 
 bool decide_start_anew(const struct decide_view *view)
 {
-	return view->state == AGENT_DRAINING && view->busy == 0 && view->parting == 0;
+	return view->state == AGENT_DRAINING && view->busy == 0 && view->sealing == 0 && view->parting == 0;
 }
 
 bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_ms)
@@ -122,5 +123,5 @@ bool decide_stop(const struct decide_view *view, int64_t away_ms, int64_t hurry_
 		return false;
 	if (view->held == 0 || hurry_ms >= DECIDE_HURRY_MS)
 		return true;
-	return view->busy == 0 && away_ms >= DECIDE_DRAIN_AWAY_MS;
+	return view->busy == 0 && view->sealing == 0 && away_ms >= DECIDE_DRAIN_AWAY_MS;
 }

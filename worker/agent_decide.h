@@ -47,11 +47,14 @@ struct decide_view {
 	enum agent_state state;
 	bool lease_under_way;
 	size_t busy;            /* holds before UPLOADING, and those whose compute thread still runs */
+	size_t sealing;         /* holds in SEALING */
+	size_t sealing_soon;    /* of these, those that have been there for a moment only */
 	size_t uploading;       /* holds in UPLOADING or COMPLETING */
 	size_t parting;         /* holds in FAILING or RELEASING */
 	size_t held;            /* all */
 };
-/* Ask for a task now? One is computed at a time; the next is asked for while results go up. */
+/* Ask for a task now? One is computed at a time; the next is asked for while results are sealed, if that takes long, and go
+ * up. */
 bool decide_want_lease(const struct decide_view *view);
 
 /* After "nothing to do": at once when the coordinator kept the poll for a while, otherwise a little later,

@@ -51,11 +51,19 @@ static void silence(struct hold *h)
 	h->send = NULL;
 }
 
+/* drop: nobody wants the result any more; else it waits on disk for the next process. */
+static void leave_seal(struct hold *h, bool drop)
+{
+	seal_abandon(h->seal, drop);
+	h->seal = NULL;
+}
+
 void hold_free(struct hold *h)
 {
 	if (!h)
 		return;
 	silence(h);
+	leave_seal(h, false);
 	hold_unpin_inputs(h);
 	loop_timer_free(h->beat_timer);
 	loop_timer_free(h->timer);
@@ -125,6 +133,11 @@ struct hold *hold_from_wreck(struct agent *a, const char *task, int64_t epoch, c
 bool hold_is_busy(const struct hold *h)
 {
 	return h->running || h->state == HOLD_ACCEPTING || h->state == HOLD_FETCHING;
+}
+
+bool hold_is_sealed_soon(const struct hold *h)
+{
+	return h->state == HOLD_SEALING && loop_now_ms(h->agent->loop) - h->sealing_since_ms < SEAL_SOON_MS;
 }
 
 bool hold_is_uploading(const struct hold *h)
@@ -236,7 +249,8 @@ static double describe(struct hold *h, char note[COMPUTE_NOTE_MAX])
 {
 	if (h->state == HOLD_COMPUTING)
 		return compute_progress(&h->job, note);
-	snprintf(note, COMPUTE_NOTE_MAX, "%s", h->state < HOLD_COMPUTING ? "fetching inputs" : "uploading");
+	snprintf(note, COMPUTE_NOTE_MAX, "%s", h->state < HOLD_COMPUTING ? "fetching inputs" :
+		 h->state == HOLD_SEALING ? "hashing the result" : "uploading");
 	return h->state < HOLD_COMPUTING ? 0 : 1;
 }
 
@@ -277,6 +291,7 @@ void hold_end(struct hold *h)
 	}
 	hold_set(h, HOLD_GONE);
 	hold_unpin_inputs(h);
+	leave_seal(h, true);
 	if (h->entry)
 		spool_drop(h->entry);
 	if (h->over)
@@ -379,6 +394,9 @@ static void step(void *ctx)
 	switch (h->state) {
 	case HOLD_FETCHING:
 		hold_fetch_inputs(h);
+		break;
+	case HOLD_SEALING:
+		hold_seal(h);
 		break;
 	case HOLD_UPLOADING:
 		hold_upload(h);

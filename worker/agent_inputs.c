@@ -30,27 +30,14 @@ void hold_unpin_inputs(struct hold *h)
 
 /* --- computing --------------------------------------------------------------------------------------------- */
 
-static void keep_outputs(struct hold *h)
-{
-	struct err err = ERR_INIT;
-
-	for (size_t i = 0; i < h->entry->count; i++)
-		if (cache_add(h->agent->cache, h->entry->outputs[i].sha256, h->entry->outputs[i].path, &err) != 0)
-			log_warn("output %s of task %s is not cached: %s", h->entry->outputs[i].name, h->task,
-				 err.text);
-}
-
 static void take_result(struct hold *h)
 {
-	const struct json *stats = json_get(h->entry->complete, "stats");
-
-	log_info("task %s epoch %lld: %s computed in %lld ms, %zu outputs", h->task, (long long)h->epoch,
-		 h->lease.kind, (long long)json_get_int(stats, "wall_ms", 0), h->entry->count);
+	log_info("task %s epoch %lld: %s computed in %lld ms", h->task, (long long)h->epoch, h->lease.kind,
+		 (long long)json_get_int(h->job.stats, "wall_ms", 0));
 	hold_unpin_inputs(h);
 	hold_forget_checkpoint(h);
-	keep_outputs(h);
-	hold_set(h, HOLD_UPLOADING);
-	hold_upload(h);
+	hold_set(h, HOLD_SEALING);
+	hold_seal(h);
 }
 
 static void take_failure(struct hold *h)

@@ -10,6 +10,7 @@
 #include "worker/compute.h"
 #include "worker/hash_job.h"
 #include "worker/loop.h"
+#include "worker/seal_job.h"
 #include "worker/spool.h"
 #include "worker/transfer.h"
 
@@ -18,6 +19,8 @@ enum {
 	HOLD_DEFAULT_LEASE_MS = 60000,  /* of a result found in the spool */
 	REQUEST_SECONDS = 30,           /* small requests */
 	LEASE_WAIT_S = 25,
+	/* A result that is sealed so soon is in the cache when the next task is asked for, and may decide which one it is. */
+	SEAL_SOON_MS = 20,
 };
 
 struct hold;
@@ -51,7 +54,9 @@ struct hold {
 	bool running;                   /* the compute thread has `job` */
 	int64_t running_since_ms;
 
-	struct spool_entry *entry;
+	struct spool_entry *entry;      /* NULL while it is being sealed */
+	struct seal_job *seal;
+	int64_t sealing_since_ms;
 	struct send *send;
 	size_t next_output;
 
@@ -127,6 +132,8 @@ void hold_free(struct hold *h);
 /* Counts for decide_view. */
 bool hold_is_busy(const struct hold *h);
 bool hold_is_uploading(const struct hold *h);
+/* In SEALING, and not for long yet. */
+bool hold_is_sealed_soon(const struct hold *h);
 
 void hold_set(struct hold *h, enum hold_state to);
 /* Tells the coordinator that it went wrong, and forgets it. */
@@ -164,8 +171,9 @@ void hold_unpin_inputs(struct hold *h);
 void hold_fetch_inputs(struct hold *h);         /* enters FETCHING */
 void hold_stop_fetching(struct hold *h);
 
-/* --- agent_results.c: UPLOADING and COMPLETING --- */
+/* --- agent_results.c: SEALING, UPLOADING and COMPLETING --- */
 
+void hold_seal(struct hold *h);                 /* in SEALING; goes on to UPLOADING */
 void hold_upload(struct hold *h);               /* in UPLOADING: sends what remains */
 void hold_complete(struct hold *h);             /* in COMPLETING */
 

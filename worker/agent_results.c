@@ -1,6 +1,53 @@
-/* UPLOADING and COMPLETING: a result on its way from the spool to the coordinator. */
+/* SEALING, UPLOADING and COMPLETING: a result on its way into the spool and from there to the coordinator. */
 #include "common/log.h"
 #include "worker/agent_parts.h"
+
+/* --- sealing ------------------------------------------------------------------------------------------------- */
+
+static void keep_outputs(struct hold *h)
+{
+	struct err err = ERR_INIT;
+
+	for (size_t i = 0; i < h->entry->count; i++)
+		if (cache_add(h->agent->cache, h->entry->outputs[i].sha256, h->entry->outputs[i].path, &err) != 0)
+			log_warn("output %s of task %s is not cached: %s", h->entry->outputs[i].name, h->task,
+				 err.text);
+}
+
+static void sealed(void *ctx, struct spool_entry *entry, const struct err *err)
+{
+	struct hold *h = ctx;
+	struct err why = *err;
+
+	h->seal = NULL;
+	h->entry = entry;
+	if (why.code != ERR_NONE) {
+		hold_fail(h, &why);
+		return;
+	}
+	keep_outputs(h);
+	hold_set(h, HOLD_UPLOADING);
+	hold_upload(h);
+}
+
+void hold_seal(struct hold *h)
+{
+	if (h->seal) {
+		agent_settle_soon(h->agent); /* it takes long: there may be another task meanwhile */
+		return;
+	}
+	h->seal = seal_start(h->agent->loop, h->agent->config.work, h->entry, h->job.result, h->job.stats, sealed, h);
+	if (!h->seal) {
+		hold_retry(h);
+		return;
+	}
+	h->entry = NULL;
+	h->job.result = h->job.stats = NULL;
+	h->sealing_since_ms = loop_now_ms(h->agent->loop);
+	loop_timer_start(h->timer, SEAL_SOON_MS);
+}
+
+/* --- uploading ------------------------------------------------------------------------------------------------ */
 
 static void sent(void *ctx, const struct err *err)
 {

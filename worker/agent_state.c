@@ -17,7 +17,8 @@ static const bool agent_moves[AGENT_STATES][AGENT_STATES] = {
 
 static const char *const hold_names[HOLD_STATES] = {
 	[HOLD_ACCEPTING] = "ACCEPTING", [HOLD_FETCHING] = "FETCHING", [HOLD_COMPUTING] = "COMPUTING",
-	[HOLD_UPLOADING] = "UPLOADING", [HOLD_COMPLETING] = "COMPLETING", [HOLD_FAILING] = "FAILING",
+	[HOLD_SEALING] = "SEALING", [HOLD_UPLOADING] = "UPLOADING", [HOLD_COMPLETING] = "COMPLETING",
+	[HOLD_FAILING] = "FAILING",
 	[HOLD_RELEASING] = "RELEASING", [HOLD_STOPPING] = "STOPPING", [HOLD_GONE] = "GONE",
 };
 
@@ -26,8 +27,10 @@ static const bool hold_moves[HOLD_STATES][HOLD_STATES] = {
 			     [HOLD_GONE] = true },
 	[HOLD_FETCHING] = { [HOLD_COMPUTING] = true, [HOLD_FAILING] = true, [HOLD_RELEASING] = true,
 			    [HOLD_GONE] = true },
-	[HOLD_COMPUTING] = { [HOLD_UPLOADING] = true, [HOLD_FAILING] = true, [HOLD_RELEASING] = true,
+	[HOLD_COMPUTING] = { [HOLD_SEALING] = true, [HOLD_FAILING] = true, [HOLD_RELEASING] = true,
 			     [HOLD_STOPPING] = true },
+	[HOLD_SEALING] = { [HOLD_UPLOADING] = true, [HOLD_FAILING] = true, [HOLD_RELEASING] = true,
+			   [HOLD_GONE] = true },
 	[HOLD_UPLOADING] = { [HOLD_COMPLETING] = true, [HOLD_FAILING] = true, [HOLD_RELEASING] = true,
 			     [HOLD_GONE] = true },
 	[HOLD_COMPLETING] = { [HOLD_UPLOADING] = true, [HOLD_FAILING] = true, [HOLD_GONE] = true },

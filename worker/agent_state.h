@@ -11,15 +11,15 @@
  *
  * A task it holds (a hold), from the lease to the acknowledgement:
  *
- *                                                        (results found on disk at start)
- *                                                              │
- *   ACCEPTING ──200──► FETCHING ──inputs──► COMPUTING ──result─┴► UPLOADING ──stored──► COMPLETING ─200─┐
- *       │                 │                     │                  ▲    │                │    │         │
- *       │                 │                     │                  └────┼──422 corrupt───┘    │         │
- *       ├───error─────────┴──────error──────────┴────────error──────────┴────► FAILING ◄──────┤         ▼
- *       ├───drain─────────┴──────drain──────────┴────────drain───────────────► RELEASING ─────┼──────► GONE
- *       │                                                                                     │         ▲
- *       └───lost (409, 404) in any state: GONE, or STOPPING while the compute thread runs ────┴─────────┘
+ *                                                              (results found on disk at start)
+ *                                                                             │
+ *   ACCEPTING ─200─► FETCHING ─inputs─► COMPUTING ─result─► SEALING ─on disk──┴► UPLOADING ─stored─► COMPLETING ─200─┐
+ *       │                │                  │                  │                  ▲    │              │    │         │
+ *       │                │                  │                  │                  └────┼─422 corrupt──┘    │         │
+ *       ├──error─────────┴──────error───────┴──────error───────┴─────────error─────────┴───► FAILING ◄─────┤         ▼
+ *       ├──drain─────────┴──────drain───────┴──────hurry───────┴─────────hurry─────────────► RELEASING ────┼──────► GONE
+ *       │                                                                                                  │         ▲
+ *       └──lost (409, 404) in any state: GONE, or STOPPING while the compute thread runs ──────────────────┴─────────┘
  *
  * hold_move() and agent_move() are the only writers of a state; both log "A=>B", and a move that
  * the table does not have ends the program at its cause.
@@ -37,6 +37,7 @@ enum hold_state {
 	HOLD_ACCEPTING,         /* leased; the first heartbeat is under way */
 	HOLD_FETCHING,          /* inputs come into the cache */
 	HOLD_COMPUTING,         /* the compute thread has it */
+	HOLD_SEALING,           /* computed; a background thread hashes the result and moves it into the spool */
 	HOLD_UPLOADING,         /* the result is in the spool; its blobs go up */
 	HOLD_COMPLETING,        /* blobs stored; waiting for the acknowledgement */
 	HOLD_FAILING,           /* telling the coordinator that it went wrong */

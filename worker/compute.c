@@ -102,6 +102,8 @@ void compute_job_deinit(struct compute_job *job)
 {
 	pthread_mutex_destroy(&job->lock);
 	mem_free(job->checkpoint);
+	json_free(job->result);
+	json_free(job->stats);
 }
 
 /* --- checkpoints ----------------------------------------------------------------------------------------- */
@@ -141,11 +143,6 @@ static int leave_checkpoint(void *ctx, const char *path)
 	atomic_store(&job->checkpoint_busy, true);
 	loop_post(job->compute->loop, &job->checkpoint_event);
 	return 0;
-}
-
-static void take_digest(void *ctx, const char *name, const char *sha256, uint64_t bytes)
-{
-	spool_tell(((struct compute_job *)ctx)->entry, name, sha256, bytes);
 }
 
 /* --- running one job ------------------------------------------------------------------------------------- */
@@ -224,7 +221,6 @@ static int run_in_pieces(struct compute *c, struct compute_job *job, struct task
 	size_t len = 0;
 
 	for (int again = 0;; again++) {
-		spool_forget(job->entry);
 		if (task_run(job->kind, job->spec, env, result, &job->err) == 0)
 			return 0;
 		if (!c->backend->ops->own_memory || job->err.code != ERR_NOMEM)
@@ -243,7 +239,7 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 		.backend = c->backend, .threads = c->config.options.threads, .keep = &c->keep,
 		.inputs = job->inputs, .input_count = job->input_count,
 		.out_dir = out, .progress = report_progress, .progress_ctx = job,
-		.checkpoint = leave_checkpoint, .checkpoint_ctx = job, .digested = take_digest, .digested_ctx = job,
+		.checkpoint = leave_checkpoint, .checkpoint_ctx = job,
 	};
 	char *scratch;
 	int rc;
@@ -268,18 +264,13 @@ static int run_task(struct compute *c, struct compute_job *job, const char *out,
 static int run_job(struct compute *c, struct compute_job *job)
 {
 	int64_t cpu = cpu_ms(), wall;
-	struct json *result = NULL, *stats = NULL;
 	char *out = spool_out_dir(job->entry);
-	int rc = out ? run_task(c, job, out, &result) : err_set_nomem(&job->err, "a path");
+	int rc = out ? run_task(c, job, out, &job->result) : err_set_nomem(&job->err, "a path");
 
 	wall = now_ms(c) - job->started_ms;
-	if (rc == 0 && !(stats = make_stats(c, job, wall, cpu_ms() - cpu)))
+	if (rc == 0 && !(job->stats = make_stats(c, job, wall, cpu_ms() - cpu)))
 		rc = err_set_nomem(&job->err, "statistics");
-	if (rc == 0)
-		rc = spool_seal(job->entry, c->config.work, result, stats, &job->err);
 	mem_free(out);
-	json_free(result);
-	json_free(stats);
 	return rc;
 }
 

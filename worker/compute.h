@@ -3,7 +3,7 @@
  * The thread opens the backend, uses it and closes it; compute_start() waits until it is open. A job is
  * filled in by the loop's thread, handed over by compute_submit(), and handed back by a loop event: in
  * between only `stop`, and progress through compute_progress(), are touched by the loop. The thread runs the
- * task and seals its result into the spool, so that after `done` the result survives this process. A task for
+ * task; its result is sealed into the spool by others (seal_job.h), and survives this process only then. A task for
  * which a backend with memory of its own has too little is run again with smaller pieces (task.h), a few times; its
  * "stats" then tell how small, because that may show in the bits of the result. Each task begins with full pieces. A task
  * that resumes leaves checkpoints on its way: the file is handed to the loop, which sends it while the task
@@ -37,7 +37,7 @@ struct compute_job {
 	const struct json *model;               /* of the lease; NULL is an error of the job */
 	const struct task_input *inputs;
 	size_t input_count;
-	struct spool_entry *entry;              /* in run/; sealed into done/ on success */
+	struct spool_entry *entry;              /* in run/ */
 	void (*done)(void *ctx);                /* in the loop */
 	/* In the loop: `checkpoint` is there to be sent; the thread leaves no other until checkpoint_busy is
 	 * cleared. It may come after done(). */
@@ -55,7 +55,8 @@ struct compute_job {
 	pthread_mutex_t lock;                   /* guards note */
 	char note[COMPUTE_NOTE_MAX];
 	/* out, after done */
-	int rc;                                 /* 0: sealed */
+	int rc;                                 /* 0: its outputs are in the entry's folder */
+	struct json *result, *stats;            /* of a success, for spool_seal() */
 	struct err err;
 	bool device_lost;                       /* it failed because the backend's device does not answer any more */
 	char log[COMPUTE_LOG_LINES][COMPUTE_NOTE_MAX + 32]; /* the last notes with their times, a ring */

@@ -1,11 +1,11 @@
-/* hidden_lane.h - a thread that goes through hidden states piece by piece: it reads them, writes them, or hashes
- * them, while the thread that started it computes.
+/* hidden_lane.h - a thread that goes through hidden states piece by piece: it reads them or writes them, while
+ * the thread that started it computes.
  *
  * The pieces of a run lie in HIDDEN_BUFFERS buffers in turn, piece i in buffer i % HIDDEN_BUFFERS. A lane works
  * through them in order, a chunk at a time, as far as it is allowed to: whoever started it says which pieces' buffers
  * are its own, and asks how far it has come. Places in the run are counted in bytes from its start. A failure ends the
- * lane and is told to who waits for what will not come. What a lane works with (a file, a digest) is its own until it
- * is stopped. Lanes take no signals: those belong to the program's main loop.
+ * lane and is told to who waits for what will not come. The file that a lane works with is its own until the lane is
+ * stopped. Lanes take no signals: those belong to the program's main loop.
  */
 #ifndef QUARRY_WORKER_HIDDEN_LANE_H
 #define QUARRY_WORKER_HIDDEN_LANE_H

@@ -1,7 +1,6 @@
 #include "worker/hidden_stream.h"
 
 #include "common/alloc.h"
-#include "common/file.h"
 
 enum { CHUNK_BYTES = 16 << 20 };
 
@@ -66,36 +65,7 @@ static int write_chunk(void *ctx, size_t piece, size_t from, char *bytes, size_t
 	return hidden_file_write_part(&s->out, s->pieces.first[piece], from, len, bytes, err);
 }
 
-static int hash_chunk(void *ctx, size_t piece, size_t from, char *bytes, size_t len, struct err *err)
-{
-	struct hidden_stream *s = ctx;
-
-	(void)piece;
-	(void)from;
-	(void)err;
-	digest_add(s->digest, bytes, len);
-	return 0;
-}
-
 /* --- opening and closing --------------------------------------------------------------------------------- */
-
-static int hash_header(struct hidden_stream *s, struct err *err)
-{
-	const size_t len = (size_t)s->out.data_start;
-	char *header = mem_alloc(len, 1);
-	int rc;
-
-	s->digest = digest_new();
-	if (!header || !s->digest) {
-		mem_free(header);
-		return err_set_nomem(err, "a digest");
-	}
-	rc = file_pread(s->out.fd, header, len, 0, s->out.path, err);
-	if (rc == 0)
-		digest_add(s->digest, header, len);
-	mem_free(header);
-	return rc;
-}
 
 static int open_output(struct hidden_stream *s, struct err *err)
 {
@@ -103,9 +73,7 @@ static int open_output(struct hidden_stream *s, struct err *err)
 
 	if (!c->out_path)
 		return 0;
-	if (hidden_file_create(&s->out, c->out_path, c->length, c->in->seq_len, c->in->width, err) != 0)
-		return -1;
-	return hash_header(s, err);
+	return hidden_file_create(&s->out, c->out_path, c->length, c->in->seq_len, c->in->width, err);
 }
 
 /* One buffer a piece, as far as there are pieces. */
@@ -138,15 +106,12 @@ static int start_lanes(struct hidden_stream *s, struct err *err)
 {
 	s->reading = lane(s, s->in_buffer, read_chunk);
 	s->writing = lane(s, s->out_buffer, write_chunk);
-	s->hashing = lane(s, s->out_buffer, hash_chunk);
 	if (hidden_lane_start(&s->reading, "read hidden states", err) != 0)
 		return -1;
 	hidden_lane_allow(&s->reading, after(s, HIDDEN_BUFFERS));
 	if (!s->config.out_path)
 		return 0;
-	if (hidden_lane_start(&s->writing, "write hidden states", err) != 0)
-		return -1;
-	return hidden_lane_start(&s->hashing, "hash hidden states", err);
+	return hidden_lane_start(&s->writing, "write hidden states", err);
 }
 
 int hidden_stream_open(struct hidden_stream *s, const struct hidden_stream_config *config, struct err *err)
@@ -166,7 +131,6 @@ void hidden_stream_close(struct hidden_stream *s)
 	be->ops->memory_wait(be, NULL);
 	hidden_lane_stop(&s->reading);
 	hidden_lane_stop(&s->writing);
-	hidden_lane_stop(&s->hashing);
 	for (size_t i = 0; i < HIDDEN_BUFFERS; i++) {
 		be->ops->buffer_give(be, s->in_buffer[i]);
 		be->ops->buffer_give(be, s->out_buffer[i]);
@@ -174,7 +138,6 @@ void hidden_stream_close(struct hidden_stream *s)
 		be->ops->memory_give(be, s->y[i]);
 	}
 	tensor_file_close(&s->out);
-	digest_free(s->digest);
 	mem_free(s->pieces.first);
 	*s = (struct hidden_stream){ .config = s->config, .out = TENSOR_FILE_CLOSED };
 }
@@ -185,15 +148,12 @@ void hidden_stream_close(struct hidden_stream *s)
 static void put(struct hidden_stream *s, size_t i)
 {
 	hidden_lane_allow(&s->writing, after(s, i + 1));
-	hidden_lane_allow(&s->hashing, after(s, i + 1));
 }
 
-/* Waits until `pieces` pieces are written and hashed. */
+/* Waits until `pieces` pieces are written. */
 static int wait_for_output(struct hidden_stream *s, size_t pieces, struct err *err)
 {
-	const uint64_t upto = after(s, pieces);
-
-	return hidden_lane_wait(&s->writing, upto, NULL, err) == 0 ? hidden_lane_wait(&s->hashing, upto, NULL, err) : -1;
+	return hidden_lane_wait(&s->writing, after(s, pieces), NULL, err);
 }
 
 /* Waits until the output's buffer of piece i is free. */
@@ -303,7 +263,7 @@ static int fetch_last(struct hidden_stream *s, struct err *err)
 	return be->ops->memory_wait(be, err);
 }
 
-int hidden_stream_finish(struct hidden_stream *s, char sha256[DIGEST_HEX], uint64_t *bytes, struct err *err)
+int hidden_stream_finish(struct hidden_stream *s, struct err *err)
 {
 	const size_t count = s->pieces.count;
 
@@ -312,9 +272,5 @@ int hidden_stream_finish(struct hidden_stream *s, char sha256[DIGEST_HEX], uint6
 			return -1;
 		put(s, count - 1);
 	}
-	if (wait_for_output(s, count, err) != 0)
-		return -1;
-	digest_finish(s->digest, sha256);
-	*bytes = s->out.data_start + hidden_pieces_at(&s->pieces, count);
-	return 0;
+	return wait_for_output(s, count, err);
 }

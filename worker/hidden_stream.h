@@ -1,5 +1,5 @@
-/* hidden_stream.h - hidden states from files through the backend, and to a file: reading, copying, computing, writing
- * and hashing at once.
+/* hidden_stream.h - hidden states from files through the backend, and to a file: reading, copying, computing and
+ * writing at once.
  *
  *	while (rc == 0 && hidden_stream_more(&s)) {
  *		rc = hidden_stream_next(&s, &piece, err);
@@ -7,12 +7,12 @@
  *			rc = compute piece.y from piece.x;
  *	}
  *	if (rc == 0)
- *		rc = hidden_stream_finish(&s, sha256, &bytes, err);
+ *		rc = hidden_stream_finish(&s, err);
  *	hidden_stream_close(&s);
  *
  * While piece i is computed one thread reads piece i + 2, or what is left of i + 1, the backend copies what is there of
- * i + 1 to its memory and the output of i - 1 from it, and two threads write and hash the output of i - 2
- * (hidden_lane.h). A backend without memory of its own computes on the buffers themselves: piece i + 1 is read and the
+ * i + 1 to its memory and the output of i - 1 from it, and another thread writes the output of i - 2 (hidden_lane.h).
+ * A backend without memory of its own computes on the buffers themselves: piece i + 1 is read and the
  * output of i - 1 written meanwhile. Memory: two pieces of ordinary memory for the input and two for the output, and as
  * many of the backend's memory if it has some.
  * Pieces depend on the shards and the config alone. Everything is called by the thread that calls the backend; a
@@ -21,7 +21,6 @@
 #ifndef QUARRY_WORKER_HIDDEN_STREAM_H
 #define QUARRY_WORKER_HIDDEN_STREAM_H
 
-#include "common/digest.h"
 #include "worker/hidden_lane.h"
 #include "worker/hidden_shards.h"
 
@@ -32,16 +31,15 @@ struct hidden_stream_config {
 	size_t length;                  /* the first so many sequences, at most all */
 	size_t cut[2];                  /* no piece reaches over the border before these sequences */
 	const char *out_path;           /* an output as long as the input is made there; NULL: none */
-	size_t chunk;                   /* bytes that are read, written or hashed at a time; 0: 16 MiB */
+	size_t chunk;                   /* bytes that are read or written at a time; 0: 16 MiB */
 };
 
 struct hidden_stream {
 	struct hidden_stream_config config;
 	struct hidden_pieces pieces;
 	size_t next;                    /* the piece that comes next */
-	struct hidden_lane reading, writing, hashing;
+	struct hidden_lane reading, writing;
 	struct tensor_file out;
-	struct digest *digest;          /* of the output's header, then the hashing lane's */
 	char *in_buffer[HIDDEN_BUFFERS], *out_buffer[HIDDEN_BUFFERS];
 	char *x[HIDDEN_BUFFERS], *y[HIDDEN_BUFFERS];    /* memory of the backend; NULL where it has none of its own */
 	uint64_t sent;                  /* so much of the input is on its way to x, or was */
@@ -59,8 +57,8 @@ int hidden_stream_open(struct hidden_stream *s, const struct hidden_stream_confi
 bool hidden_stream_more(const struct hidden_stream *s);
 /* The next piece. The one before has been computed, its output is complete. */
 int hidden_stream_next(struct hidden_stream *s, struct hidden_piece *piece, struct err *err);
-/* After the last piece, with an output: the file is whole, `bytes` long. */
-int hidden_stream_finish(struct hidden_stream *s, char sha256[DIGEST_HEX], uint64_t *bytes, struct err *err);
+/* After the last piece, with an output: the file is whole. */
+int hidden_stream_finish(struct hidden_stream *s, struct err *err);
 /* Ends the threads, wherever they are. */
 void hidden_stream_close(struct hidden_stream *s);
 

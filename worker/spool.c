@@ -63,7 +63,6 @@ void spool_entry_free(struct spool_entry *entry)
 	}
 	mem_free(entry->outputs);
 	mem_free(entry->dir);
-	spool_forget(entry);
 	json_free(entry->complete);
 	mem_free(entry);
 }
@@ -98,64 +97,6 @@ void spool_drop(struct spool_entry *entry)
 
 	if (dir_remove(entry->dir, &err) != 0)
 		log_warn("%s", err.text);
-}
-
-/* --- digests that need not be made again ------------------------------------------------------------------ */
-
-static struct spool_told *told_of(const struct spool_entry *entry, const char *name)
-{
-	for (struct spool_told *t = entry->told; t; t = t->next)
-		if (strcmp(t->name, name) == 0)
-			return t;
-	return NULL;
-}
-
-static struct spool_told *told_new(struct spool_entry *entry, const char *name)
-{
-	struct spool_told *t = mem_alloc(1, sizeof(*t));
-
-	if (t && !(t->name = mem_strdup(name))) {
-		mem_free(t);
-		return NULL;
-	}
-	if (t) {
-		t->next = entry->told;
-		entry->told = t;
-	}
-	return t;
-}
-
-void spool_tell(struct spool_entry *entry, const char *name, const char *sha256, uint64_t bytes)
-{
-	struct spool_told *t = told_of(entry, name);
-
-	if (!digest_is_hex(sha256) || !(t || (t = told_new(entry, name))))
-		return;
-	memcpy(t->sha256, sha256, sizeof(t->sha256));
-	t->bytes = bytes;
-}
-
-void spool_forget(struct spool_entry *entry)
-{
-	while (entry->told) {
-		struct spool_told *t = entry->told;
-
-		entry->told = t->next;
-		mem_free(t->name);
-		mem_free(t);
-	}
-}
-
-static int take_digest(const struct spool_entry *entry, struct spool_output *o, struct err *err)
-{
-	const struct spool_told *t = told_of(entry, o->name);
-
-	if (t && file_size(o->path, &o->bytes, err) != 0)
-		return -1;
-	if (!t || o->bytes != t->bytes)
-		return digest_file(o->path, o->sha256, &o->bytes, err);
-	memcpy(o->sha256, t->sha256, sizeof(o->sha256));
-	return 0;
 }
 
 /* --- sealing --------------------------------------------------------------------------------------------- */
@@ -304,9 +245,12 @@ int spool_seal(struct spool_entry *entry, const char *work, const struct json *r
 		return -1;
 	if (entry->count > 1)
 		qsort(entry->outputs, entry->count, sizeof(*entry->outputs), by_name);
-	for (size_t i = 0; i < entry->count; i++)
-		if (take_digest(entry, &entry->outputs[i], err) != 0)
+	for (size_t i = 0; i < entry->count; i++) {
+		struct spool_output *o = &entry->outputs[i];
+
+		if (digest_file(o->path, o->sha256, &o->bytes, err) != 0)
 			return -1;
+	}
 	if (make_complete(entry, result, stats, err) != 0 || write_complete(entry, err) != 0)
 		return -1;
 	return move_to_done(entry, work, err);

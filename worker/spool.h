@@ -32,14 +32,6 @@ struct spool_output {
 	uint64_t bytes;
 };
 
-/* What is known of an output without reading it. */
-struct spool_told {
-	struct spool_told *next;
-	char *name;
-	char sha256[DIGEST_HEX];
-	uint64_t bytes;
-};
-
 struct spool_entry {
 	char task[SPOOL_TASK_MAX + 1];
 	int64_t epoch;
@@ -47,7 +39,6 @@ struct spool_entry {
 	struct spool_output *outputs;   /* sorted by name */
 	size_t count;
 	struct json *complete;          /* the content of complete.json */
-	struct spool_told *told;
 };
 
 /* Makes run/ and done/ below `work`. */
@@ -59,14 +50,9 @@ struct spool_entry *spool_begin(const char *work, const char *task, int64_t epoc
 void spool_entry_free(struct spool_entry *entry);
 /* dir/out: where the task writes. Free with mem_free(); NULL when out of memory. */
 char *spool_out_dir(const struct spool_entry *entry);
-/* The digest of output `name`, `bytes` long, was made while it was written: it need not be read again. Both are copied;
- * of several for one name the last counts. Without memory for it, or when sha256 is no digest, nothing is noted. */
-void spool_tell(struct spool_entry *entry, const char *name, const char *sha256, uint64_t bytes);
-/* The outputs will be written anew: what was told is forgotten. */
-void spool_forget(struct spool_entry *entry);
-/* Hashes the outputs that nothing was told of, or whose size is another, writes complete.json and moves the folder
- * into done/. Takes nothing: result and stats are copied (either may be NULL = {}). Slow; call from the compute
- * thread. */
+/* Hashes the outputs, writes complete.json and moves the folder into done/. Takes nothing: result and
+ * stats are copied (either may be NULL = {}). Slow: every byte is read again. May be called from any thread, as long as
+ * nobody else uses the entry meanwhile. */
 int spool_seal(struct spool_entry *entry, const char *work, const struct json *result,
 	       const struct json *stats, struct err *err);
 /* Removes the folder from disk (run/ or done/). Failures are logged: nothing depends on it. */

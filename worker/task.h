@@ -38,10 +38,6 @@ struct task_env {
 	 * lost): the task then returns -1 with ERR_CANCELLED. Cheap; call often. May be NULL. */
 	bool (*progress)(void *ctx, double fraction, const char *what);
 	void *progress_ctx;
-	/* Tells the digest of an output that was hashed as it was written; what is not told is hashed from disk. `name` and
-	 * `sha256` (64 hex characters) are copied. May be NULL. */
-	void (*digested)(void *ctx, const char *name, const char *sha256, uint64_t bytes);
-	void *digested_ctx;
 	size_t piece_tokens;                    /* tokens to give to a block at a time; 0: the backend's piece_tokens */
 	/* Set by tasks that send sequences through blocks: tokens of a full piece, and of one sequence, which no piece is
 	 * smaller than. */

@@ -4,12 +4,10 @@
 #include "worker/hidden_stream.h"
 #include "worker/task_kinds.h"
 
-/* What every piece of the shard goes through; the file is whole and its digest told on success. */
+/* What every piece of the shard goes through; the file is whole on success. */
 static int push_pieces(struct hidden_stream *s, struct layer_forward *f, const struct task_env *env, struct err *err)
 {
 	const size_t sequences = s->config.length;
-	char sha256[DIGEST_HEX];
-	uint64_t bytes;
 
 	while (hidden_stream_more(s)) {
 		struct hidden_piece piece;
@@ -19,11 +17,7 @@ static int push_pieces(struct hidden_stream *s, struct layer_forward *f, const s
 		    layer_forward_run(f, piece.x, piece.count, piece.y, NULL, NULL, err) != 0)
 			return -1;
 	}
-	if (hidden_stream_finish(s, sha256, &bytes, err) != 0)
-		return -1;
-	if (env->digested)
-		env->digested(env->digested_ctx, "hidden", sha256, bytes);
-	return 0;
+	return hidden_stream_finish(s, err);
 }
 
 static int push_shard(struct layer_forward *f, struct hidden_shards *in, const char *out_path,

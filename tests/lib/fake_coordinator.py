@@ -13,6 +13,8 @@ import socket
 import threading
 import time
 
+from fleet import free_port
+
 
 class Task:
     """One task as the fake coordinator sees it."""
@@ -45,7 +47,7 @@ class Coordinator:
         self.poll_seconds = 25
         self.given_up = lambda: None    # a test's reason to wait no longer, or None
         self.server = None
-        self.port = 0
+        self.port = free_port()
 
     # --- running ---
 

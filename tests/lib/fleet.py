@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -33,9 +34,12 @@ def wait_for(condition, what, seconds=60.0, step=0.01):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below the ports that the system gives to connections: a server that goes away finds it free when it comes back."""
+    while True:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            port = random.randrange(10240, 32768)
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def other_file_system(folder):

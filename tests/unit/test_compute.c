@@ -241,6 +241,8 @@ static void run(const struct task *t, uint64_t fail_at)
 	compute_submit(compute, &job);
 	loop_run(loop);
 	allocations = mem_fail_after(0) - before;
+	if (job.rc == 0)
+		assert_int_equal(spool_seal(job.entry, "work", job.result, job.stats, &err), 0);
 	json_free(spec);
 }
 

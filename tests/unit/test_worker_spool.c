@@ -13,8 +13,9 @@
 #include "common/file.h"
 #include "worker/spool.h"
 
-/* SHA-256 of "first". */
+/* SHA-256 of "first" and of "last". */
 #define DIGEST_OF_FIRST "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
+#define DIGEST_OF_LAST "3547cb112ac4489af2310c0626cdba6f3097a2ad5a3b42ddd3b59c76c7a079a3"
 
 static void write_text(const char *path, const char *text)
 {
@@ -55,7 +56,9 @@ static void seal(const char *task, int64_t epoch)
 		fail_msg("%s", err.text);
 	assert_int_equal(e->count, 2);
 	assert_string_equal(e->outputs[0].name, "aa");
+	assert_string_equal(e->outputs[0].sha256, DIGEST_OF_FIRST);
 	assert_int_equal(e->outputs[0].bytes, 5);
+	assert_string_equal(e->outputs[1].sha256, DIGEST_OF_LAST);
 	assert_true(file_exists(e->outputs[1].path));
 	json_free(result);
 	spool_entry_free(e);
@@ -118,69 +121,6 @@ static void test_seal_and_load(void **state)
 	spool_drop(h.entry);
 	assert_true(dir_is_empty("work/done"));
 	spool_entry_free(h.entry);
-}
-
-/* --- digests that were told ------------------------------------------------------------------------------ */
-
-#define SOME_DIGEST "00000000000000000000000000000000000000000000000000000000000000aa"
-#define ANOTHER "00000000000000000000000000000000000000000000000000000000000000bb"
-
-/* Seals the output "aa", "first", of which an entry was told something; its digest then. */
-static void seal_told(struct spool_entry *e, const char *want)
-{
-	struct err err = ERR_INIT;
-
-	write_text("work/run/t_1-1/out/aa", "first");
-	if (spool_seal(e, "work", NULL, NULL, &err) != 0)
-		fail_msg("%s", err.text);
-	assert_int_equal(e->count, 1);
-	assert_string_equal(e->outputs[0].sha256, want);
-	assert_int_equal(e->outputs[0].bytes, 5);
-	assert_string_equal(json_get_string(json_first(json_get(e->complete, "outputs")), "sha256", ""), want);
-	spool_drop(e);
-	spool_entry_free(e);
-}
-
-static void test_told_digest(void **state)
-{
-	struct spool_entry *e = begin("t_1", 1);
-
-	(void)state;
-	/* What is told is taken as it is: nobody reads the file. */
-	spool_tell(e, "aa", SOME_DIGEST, 5);
-	seal_told(e, SOME_DIGEST);
-	e = begin("t_1", 1);
-	spool_tell(e, "bb", SOME_DIGEST, 5);
-	spool_tell(e, "aa", SOME_DIGEST, 4);
-	spool_tell(e, "aa", ANOTHER, 5);
-	seal_told(e, ANOTHER);
-}
-
-static void test_told_in_vain(void **state)
-{
-	static const struct { const char *name, *sha256; uint64_t bytes; } rows[] = {
-		{ "aa", SOME_DIGEST, 4 }, { "aa", SOME_DIGEST, 6 }, { "a", SOME_DIGEST, 5 }, { "../aa", SOME_DIGEST, 5 },
-		{ "aa", "", 5 }, { "aa", "00AA", 5 },
-	};
-	struct spool_entry *e;
-
-	(void)state;
-	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-		e = begin("t_1", 1);
-		spool_tell(e, rows[i].name, rows[i].sha256, rows[i].bytes);
-		seal_told(e, DIGEST_OF_FIRST);
-	}
-	e = begin("t_1", 1);
-	spool_tell(e, "aa", SOME_DIGEST, 5);
-	spool_forget(e);
-	seal_told(e, DIGEST_OF_FIRST);
-	for (uint64_t n = 1; n <= 2; n++) { /* no memory to note it */
-		e = begin("t_1", 1);
-		mem_fail_after(n);
-		spool_tell(e, "aa", SOME_DIGEST, 5);
-		mem_fail_after(0);
-		seal_told(e, DIGEST_OF_FIRST);
-	}
 }
 
 static void test_interrupted(void **state)
@@ -385,8 +325,6 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(test_seal_and_load, fresh),
-		cmocka_unit_test_setup(test_told_digest, fresh),
-		cmocka_unit_test_setup(test_told_in_vain, fresh),
 		cmocka_unit_test_setup(test_interrupted, fresh),
 		cmocka_unit_test_setup(test_begin_empties, fresh),
 		cmocka_unit_test_setup(test_sealing_replaces, fresh),

@@ -23,7 +23,8 @@
 static const char *const hold_table[] = {
 	"ACCEPTING=>FETCHING", "ACCEPTING=>FAILING", "ACCEPTING=>RELEASING", "ACCEPTING=>GONE",
 	"FETCHING=>COMPUTING", "FETCHING=>FAILING", "FETCHING=>RELEASING", "FETCHING=>GONE",
-	"COMPUTING=>UPLOADING", "COMPUTING=>FAILING", "COMPUTING=>RELEASING", "COMPUTING=>STOPPING",
+	"COMPUTING=>SEALING", "COMPUTING=>FAILING", "COMPUTING=>RELEASING", "COMPUTING=>STOPPING",
+	"SEALING=>UPLOADING", "SEALING=>FAILING", "SEALING=>RELEASING", "SEALING=>GONE",
 	"UPLOADING=>COMPLETING", "UPLOADING=>FAILING", "UPLOADING=>RELEASING", "UPLOADING=>GONE",
 	"COMPLETING=>UPLOADING", "COMPLETING=>FAILING", "COMPLETING=>GONE",
 	"FAILING=>GONE", "RELEASING=>STOPPING", "RELEASING=>GONE", "STOPPING=>GONE",
@@ -207,6 +208,13 @@ static void test_want_lease(void **state)
 	assert_true(decide_want_lease(&v));
 	v.uploading = v.held = DECIDE_UPLOADS_MOST;
 	assert_false(decide_want_lease(&v));
+	v = (struct decide_view){ .state = AGENT_SERVING, .sealing = 1, .uploading = DECIDE_UPLOADS_MOST - 2 };
+	assert_true(decide_want_lease(&v)); /* the compute thread is free */
+	v.sealing_soon = 1;
+	assert_false(decide_want_lease(&v)); /* its output may decide which task is the best */
+	v.sealing_soon = 0;
+	v.sealing = 2;
+	assert_false(decide_want_lease(&v));
 	v = (struct decide_view){ .state = AGENT_SERVING, .busy = 1, .held = 1 };
 	assert_false(decide_want_lease(&v));
 	v = (struct decide_view){ .state = AGENT_SERVING, .lease_under_way = true };
@@ -239,6 +247,8 @@ static void test_give_back(void **state)
 	assert_true(decide_give_back(HOLD_COMPUTING, 0.1, 3000, false));      /* 27 s to go */
 	assert_true(decide_give_back(HOLD_COMPUTING, 0, 1, false));           /* nobody knows */
 	assert_true(decide_give_back(HOLD_COMPUTING, 0.99, 1, true));
+	assert_false(decide_give_back(HOLD_SEALING, 1, 0, false));
+	assert_true(decide_give_back(HOLD_SEALING, 1, 0, true));
 	assert_false(decide_give_back(HOLD_UPLOADING, 1, 0, false));
 	assert_true(decide_give_back(HOLD_UPLOADING, 1, 0, true));
 	for (int s = HOLD_COMPLETING; s <= HOLD_STATES; s++)
@@ -257,7 +267,11 @@ static void test_stop(void **state)
 	assert_true(decide_stop(&v, 0, DECIDE_HURRY_MS));
 	v.busy = 1;
 	assert_false(decide_stop(&v, DECIDE_DRAIN_AWAY_MS, -1)); /* computing goes on */
-	v.held = v.busy = 0;
+	v.busy = 0;
+	v.sealing = 1;
+	assert_false(decide_stop(&v, DECIDE_DRAIN_AWAY_MS, -1)); /* not on disk yet */
+	assert_true(decide_stop(&v, 0, DECIDE_HURRY_MS));
+	v.held = v.sealing = 0;
 	assert_true(decide_stop(&v, 0, -1));
 	v.state = AGENT_SERVING;
 	assert_false(decide_stop(&v, 0, DECIDE_HURRY_MS));
@@ -272,6 +286,8 @@ static void test_start_anew(void **state)
 	v.parting = 1;
 	assert_false(decide_start_anew(&v)); /* the coordinator has to hear of it first */
 	v = (struct decide_view){ .state = AGENT_DRAINING, .held = 1, .busy = 1 };
+	assert_false(decide_start_anew(&v));
+	v = (struct decide_view){ .state = AGENT_DRAINING, .held = 1, .sealing = 1 };
 	assert_false(decide_start_anew(&v));
 	v = (struct decide_view){ .state = AGENT_SERVING };
 	assert_false(decide_start_anew(&v));
