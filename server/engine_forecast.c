@@ -1,4 +1,6 @@
 /* The workers that are there now, and what they have done lately, as plan_time.h wants them. */
+#include "server/engine_forecast.h"
+
 #include <unistd.h>
 
 #include "server/engine_submit.h"
@@ -13,9 +15,9 @@ static int64_t cores(void)
 	return count > 0 ? count : 1;
 }
 
-static int read_crew(struct store *db, int64_t live_since, struct plan_crew *crew, struct err *err)
+int forecast_crew(struct store *db, int64_t live_since_ms, struct plan_crew *crew, struct err *err)
 {
-	struct query *q = store_select(db, SQL_WORKER_THREADS, err, sql_i(live_since));
+	struct query *q = store_select(db, SQL_WORKER_THREADS, err, sql_i(live_since_ms));
 	int found = query_next(q, err);
 
 	if (found == 1)
@@ -52,7 +54,7 @@ int submit_forecast(struct submit *s, bool with_efforts, struct plan_forecast *o
 	struct plan_history history = { 0 };
 	struct plan_crew crew = { 0 };
 
-	if (read_crew(s->tx->db, live_since, &crew, s->err) != 0 ||
+	if (forecast_crew(s->tx->db, live_since, &crew, s->err) != 0 ||
 	    read_history(s->tx->db, live_since, &history, s->err) != 0)
 		return -1;
 	plan_fleet_init(&out->fleet, &crew, &history);

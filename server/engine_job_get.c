@@ -270,7 +270,7 @@ int verb_job_get(struct tx *tx, const struct engine_request *r, struct engine_re
 	int rc;
 
 	if (job_find(tx->db, r->id, &job, &reply->err) != 0 ||
-	    job_progress(tx->db, &job, &p, &reply->err) != 0)
+	    job_progress(tx, &job, &p, &reply->err) != 0)
 		return -1;
 	snprintf(reply->etag, sizeof(reply->etag), "%s-%" PRId64, job.id, job.change);
 	reply->status = 200;

@@ -1,8 +1,11 @@
 /* Progress and time left. Work is an estimate made at planning; speed is measured per kind on this job's own
- * finished tasks, so the estimate only has to be right within a kind. */
+ * finished tasks, so the estimate only has to be right within a kind. A kind that has none yet is as fast as a forecast
+ * would have it, for the workers that are there and what they did of this job. */
 #include "server/engine_progress.h"
 
 #include <string.h>
+
+#include "server/engine_forecast.h"
 
 struct sums { double work, left, done_work, done_ms; };
 
@@ -24,38 +27,29 @@ static void add_row(struct query *q, struct job_progress *p, struct sums *s, dou
 		*holders += (double)count;
 }
 
-/* Milliseconds per unit of work: of the kind, or of all kinds while this one has no finished task. */
-static double pace(const struct sums *s, const struct sums *all)
+/* Below 0 while nothing is finished. */
+static double time_left(const struct sums *s, double holders, const struct plan_crew *crew)
 {
-	const struct sums *of = s->done_work > 0 ? s : all;
-
-	return of->done_work > 0 ? of->done_ms / of->done_work : -1;
-}
-
-static double time_left(const struct sums *s, double holders)
-{
-	struct sums all = { 0 };
-	double ms = 0;
+	struct plan_history history = { 0 };
+	struct plan_fleet fleet;
+	double seconds = 0;
 
 	for (int k = 1; k < KIND_COUNT; k++) {
-		all.done_work += s[k].done_work;
-		all.done_ms += s[k].done_ms;
+		history.work[k] = s[k].done_work;
+		history.seconds[k] = s[k].done_ms / 1000;
 	}
-	for (int k = 1; k < KIND_COUNT; k++) {
-		double per_work = pace(&s[k], &all);
-
-		if (s[k].left > 0 && per_work < 0)
-			return -1;
-		ms += s[k].left > 0 ? s[k].left * per_work : 0;
-	}
-	return ms / 1000 / (holders > 1 ? holders : 1);
+	plan_fleet_init(&fleet, crew, &history);
+	for (int k = 1; k < KIND_COUNT; k++)
+		seconds += s[k].left / fleet.rate[k];
+	return fleet.measured || seconds == 0 ? seconds / (holders > 1 ? holders : 1) : -1;
 }
 
-int job_progress(struct store *db, const struct job_ref *job, struct job_progress *p, struct err *err)
+int job_progress(struct tx *tx, const struct job_ref *job, struct job_progress *p, struct err *err)
 {
-	struct query *q = store_select(db, SQL_JOB_PROGRESS, err, sql_i(job->first_task),
+	struct query *q = store_select(tx->db, SQL_JOB_PROGRESS, err, sql_i(job->first_task),
 				       sql_i(job->first_task + job->task_count - 1));
 	struct sums sums[KIND_COUNT] = { 0 };
+	struct plan_crew crew = { 0 };
 	double total = 0, left = 0, holders = 0;
 	int more;
 
@@ -68,6 +62,13 @@ int job_progress(struct store *db, const struct job_ref *job, struct job_progres
 		left += sums[k].left;
 	}
 	p->fraction = left > 0 && total > 0 ? 1 - left / total : 1;
-	p->eta_seconds = job_state_final(job->state) ? -1 : time_left(sums, holders);
-	return more < 0 ? -1 : 0;
+	p->eta_seconds = -1;
+	if (more < 0)
+		return -1;
+	if (job_state_final(job->state))
+		return 0;
+	if (forecast_crew(tx->db, tx->now_ms - tx->e->config.lease_ms, &crew, err) != 0)
+		return -1;
+	p->eta_seconds = time_left(sums, holders, &crew);
+	return 0;
 }

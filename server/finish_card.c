@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/alloc.h"
+#include "common/result_card.h"
 #include "server/finish.h"
 
 enum { WORST_SHOWN = 5 };
@@ -40,19 +41,6 @@ static const struct loading *loading_of(const struct output_format *format)
 	return &loadings[i];
 }
 
-/* Names come from users: no line breaks, no table or markup characters that would break the page. */
-static void put_plain(struct buf *out, const char *text)
-{
-	for (; *text; text++) {
-		unsigned char c = (unsigned char)*text;
-
-		if (c < 0x20 || strchr("|<>`[]*#\\", c))
-			buf_puts(out, c < 0x20 ? " " : "_");
-		else
-			buf_append(out, text, 1);
-	}
-}
-
 static void put_bytes(struct buf *out, double bytes)
 {
 	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
@@ -71,7 +59,7 @@ static void put_head(struct buf *out, const struct json *report, const struct ou
 	int64_t group = json_get_int(recipe, "group_size", -1);
 
 	buf_printf(out, "---\nlibrary_name: %s\ntags:\n- quarry\n- quantized\n---\n\n# ", loading_of(format)->library);
-	put_plain(out, json_get_string(json_get(report, "model"), "name", "model"));
+	card_put_plain(out, json_get_string(json_get(report, "model"), "name", "model"));
 	buf_printf(out, ", %lld bits", (long long)json_get_int(recipe, "bits", 0));
 	if (group > 0)
 		buf_printf(out, ", groups of %lld", (long long)group);
@@ -101,41 +89,8 @@ static void put_settings(struct buf *out, const struct json *recipe)
 	if (json_size(json_get(recipe, "override")) > 0)
 		buf_printf(out, "| overrides | %zu, see report.json |\n", json_size(json_get(recipe, "override")));
 	buf_puts(out, "| calibration | ");
-	put_plain(out, json_get_string(recipe, "calibration", "?"));
+	card_put_plain(out, json_get_string(recipe, "calibration", "?"));
 	buf_puts(out, " |\n\n");
-}
-
-/* A cell of the table: the number, or a dash when it is not known. */
-static void put_cell(struct buf *out, const struct json *value, int digits)
-{
-	if (json_type(value) == JSON_NUMBER)
-		buf_printf(out, " | %.*f", digits, json_number(value, 0));
-	else
-		buf_puts(out, " | -");
-}
-
-static void put_perplexity(struct buf *out, const struct json *report)
-{
-	const struct json *list = json_get(report, "perplexity");
-
-	buf_puts(out, "## What it cost\n\n");
-	if (json_size(list) == 0)
-		return;
-	buf_puts(out, "| perplexity on | original | quantized | KL divergence | same top token | windows |\n"
-		      "| --- | --- | --- | --- | --- | --- |\n");
-	for (const struct json *p = json_first(list); p; p = json_next(p)) {
-		buf_puts(out, "| ");
-		put_plain(out, json_get_string(p, "text", "?"));
-		put_cell(out, json_get(p, "original"), 4);
-		put_cell(out, json_get(p, "quantized"), 4);
-		put_cell(out, json_get(p, "kl"), 5);
-		put_cell(out, json_get(p, "top1"), 4);
-		put_cell(out, json_get(p, "windows"), 0);
-		buf_puts(out, " |\n");
-	}
-	buf_puts(out, "\nKL divergence of the quantized model from the original: mean over the predictions, natural "
-		      "logarithm. Same top token: the share of predictions in which both have the same likeliest "
-		      "one.\n\n");
 }
 
 /* What the steps after rounding did to the loss of the modules. */
@@ -211,7 +166,8 @@ int finish_card(const struct json *report, const struct output_format *format, s
 {
 	put_head(out, report, format);
 	put_settings(out, json_get(report, "recipe"));
-	put_perplexity(out, report);
+	buf_puts(out, "## What it cost\n\n");
+	card_put_perplexity(out, report);
 	put_steps(out, report);
 	put_sizes(out, report, format);
 	if (put_worst(out, json_get(report, "modules"), err) != 0)

@@ -27,22 +27,35 @@ static double default_rate(const struct plan_crew *crew, int64_t kind)
 	return threads / (double)crew->workers * plan_default_rate[kind];
 }
 
+static bool is_measured(const struct plan_history *history, int64_t kind)
+{
+	return history->work[kind] > 0 && history->seconds[kind] > 0;
+}
+
+/* How much faster than the default the measured kinds are, of products or of the others; 1: none was measured. */
+static double pace(const struct plan_crew *crew, const struct plan_history *history, bool products)
+{
+	double expected = 0, seconds = 0;
+
+	for (int k = 1; k < KIND_COUNT; k++) {
+		if (plan_is_product(k) != products || !is_measured(history, k))
+			continue;
+		expected += history->work[k] / default_rate(crew, k);
+		seconds += history->seconds[k];
+	}
+	return seconds > 0 ? expected / seconds : 1;
+}
+
 void plan_fleet_init(struct plan_fleet *fleet, const struct plan_crew *crew, const struct plan_history *history)
 {
-	double expected = 0, seconds = 0, factor;
+	const double paces[] = { pace(crew, history, false), pace(crew, history, true) };
 
 	*fleet = (struct plan_fleet){ .crew = *crew };
 	for (int k = 1; k < KIND_COUNT; k++) {
-		bool known = history->work[k] > 0 && history->seconds[k] > 0;
-
-		expected += known ? history->work[k] / default_rate(crew, k) : 0;
-		seconds += known ? history->seconds[k] : 0;
+		fleet->measured |= is_measured(history, k);
+		fleet->rate[k] = is_measured(history, k) ? history->work[k] / history->seconds[k]
+							 : paces[plan_is_product(k)] * default_rate(crew, k);
 	}
-	fleet->measured = seconds > 0;
-	factor = fleet->measured ? expected / seconds : 1;
-	for (int k = 1; k < KIND_COUNT; k++)
-		fleet->rate[k] = history->work[k] > 0 && history->seconds[k] > 0
-			? history->work[k] / history->seconds[k] : factor * default_rate(crew, k);
 }
 
 /* --- heaps -------------------------------------------------------------------- */

@@ -35,7 +35,8 @@ extern const double plan_task_seconds;
 enum { PLAN_WORK_LEAST = 1000 };
 
 /* What the workers have done: work and busy seconds per kind, 0 = nothing. A kind that was not measured gets the default
- * rate of a worker of this crew, on average, made faster or slower as the measured kinds are. */
+ * rate of a worker of this crew, on average, made faster or slower as the measured kinds are that are products like it, or
+ * like it are not: how fast a worker reads files says nothing of how fast it multiplies. */
 struct plan_history { double work[KIND_COUNT], seconds[KIND_COUNT]; };
 void plan_fleet_init(struct plan_fleet *fleet, const struct plan_crew *crew, const struct plan_history *history);
 

@@ -208,6 +208,40 @@ static void a_dry_run_knows_devices(void **state)
 	play_close(&c);
 }
 
+/* While only files were read, the time left is that of a forecast: how long they took says nothing of the products. */
+static void the_time_left_begins_as_forecast(void **state)
+{
+	static const char recipe[] = "{'bits':2,'samples':128,'seq_len':512,'eval':'none','effort':'fast'}";
+	char worker[64], job[64];
+	struct play_lease l;
+	struct json *e, *view;
+	double forecast, left;
+
+	(void)state;
+	start("left");
+	play_worker(&c, worker, "one");
+	e = estimate_of(recipe);
+	forecast = json_get_number(e, "seconds", 0);
+	json_free(e);
+	play_submit(&c, job, recipe);
+	view = play_call(&c, VERB_JOB_GET, job, 200, NULL);
+	assert_true(json_get_number(view, "eta_seconds", -1) == -1); /* nothing is done */
+	json_free(view);
+	while (play_lease(&c, worker, &l) && strcmp(l.kind, "capture") != 0) {
+		c.now_ms += 1000; /* far longer than it should */
+		play_complete(&c, &l, 200);
+		play_lease_drop(&l);
+	}
+	assert_string_equal(l.kind, "capture");
+	play_lease_drop(&l);
+	view = play_call(&c, VERB_JOB_GET, job, 200, NULL);
+	left = json_get_number(view, "eta_seconds", -1);
+	if (!(left > forecast / 2 && left < 1.5 * forecast))
+		fail_msg("%g s left, where the forecast was %g s", left, forecast);
+	json_free(view);
+	play_close(&c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -215,6 +249,7 @@ int main(void)
 		cmocka_unit_test(every_output_is_handed_in),
 		cmocka_unit_test(a_dry_run_knows_what_the_workers_did),
 		cmocka_unit_test(a_dry_run_knows_devices),
+		cmocka_unit_test(the_time_left_begins_as_forecast),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

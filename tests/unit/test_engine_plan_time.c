@@ -130,7 +130,12 @@ static void what_was_measured_counts(void **state)
 	assert_true(f.rate[KIND_CAPTURE] == 3 * plan_default_rate[KIND_CAPTURE]);
 	assert_true(f.rate[KIND_QUANTIZE] == plan_default_rate[KIND_QUANTIZE]);
 	assert_true(f.rate[KIND_DISTILL] == 2 * plan_default_rate[KIND_DISTILL]); /* 8 in 4 */
-	assert_true(f.rate[KIND_VERIFY] == 2 * plan_default_rate[KIND_VERIFY]);
+	assert_true(f.rate[KIND_VERIFY] == 64 * plan_default_rate[KIND_VERIFY]); /* no product: nothing like it was measured */
+	h.work[KIND_EMBED] = 32 * plan_default_rate[KIND_EMBED]; /* half of what is expected of 64 threads */
+	h.seconds[KIND_EMBED] = 1;
+	plan_fleet_init(&f, &crew, &h);
+	assert_true(f.rate[KIND_VERIFY] == 32 * plan_default_rate[KIND_VERIFY]);
+	assert_true(f.rate[KIND_DISTILL] == 2 * plan_default_rate[KIND_DISTILL]);
 }
 
 /* In products a device stands for its own threads and many more; what else there is to do, its threads do. */
@@ -159,7 +164,7 @@ static void a_device_has_a_default_of_its_own(void **state)
 	}
 }
 
-/* A device that was measured at twice its default is twice as fast at what was not, in every kind. */
+/* A device that was measured at twice its default is twice as fast at the other products. */
 static void a_measured_device_counts(void **state)
 {
 	const struct plan_crew one = { .workers = 1, .threads = 16, .devices = 1, .device_threads = 16 };
@@ -173,7 +178,7 @@ static void a_measured_device_counts(void **state)
 	assert_true(f.measured);
 	assert_true(f.rate[KIND_CAPTURE] == 2 * plan_device_threads * plan_default_rate[KIND_CAPTURE]);
 	assert_true(f.rate[KIND_QUANTIZE] == 2 * plan_device_threads * plan_default_rate[KIND_QUANTIZE]);
-	assert_true(f.rate[KIND_ASSEMBLE] == 2 * 16 * plan_default_rate[KIND_ASSEMBLE]);
+	assert_true(f.rate[KIND_ASSEMBLE] == 16 * plan_default_rate[KIND_ASSEMBLE]);
 }
 
 /* --- whole plans -------------------------------------------------------------- */
