@@ -129,6 +129,27 @@ static bool is_path(const char *text)
 	return stat(text, &st) == 0 || strchr(text, '/');
 }
 
+/* Beside the folder of the files, where a result folder has it. */
+static int fetch_report(const struct convert *c, struct client *client, const char *id, struct err *err)
+{
+	char path[64 + SERVER_ID];
+	struct json *report;
+	char *text, *file;
+	int rc = -1;
+
+	snprintf(path, sizeof(path), "/v1/jobs/%s/report", id);
+	report = client_get(client, path, err);
+	if (!report)
+		return -1;
+	text = json_print(report, true);
+	file = path_join(c->folder, "report.json");
+	rc = text && file ? file_write_atomic(file, text, strlen(text), err) : err_set_nomem(err, "report.json");
+	mem_free(text);
+	mem_free(file);
+	json_free(report);
+	return rc;
+}
+
 static int fetch_packed(struct convert *c, const struct args *args, char path[PATH_MAX], enum exit_status *status,
 			struct err *err)
 {
@@ -148,6 +169,8 @@ static int fetch_packed(struct convert *c, const struct args *args, char path[PA
 		rc = (size_t)snprintf(path, PATH_MAX, "%s/job", c->folder) < PATH_MAX ? 0 : err_set(err, ERR_INVALID, "too long a path");
 	if (rc == 0)
 		rc = fetch_format(client, id, "packed", path, err);
+	if (rc == 0)
+		rc = fetch_report(c, client, id, err);
 	if (rc == 0)
 		snprintf(c->name, sizeof(c->name), "job %s", id);
 	client_free(client);

@@ -58,8 +58,8 @@ static int write_plain(struct stored_folder *f, const struct plain *plain, const
 	advance_end(&advance);
 	printf("checkpoint   %s  (%s, %s)\n", out_dir, text_bytes((double)written.bytes, bytes), plain->word);
 	if (f->gguf_file && !stored_has_text(f, "tokenizer.json"))
-		print_note("the tokenizer inside the gguf file is not turned back: copy tokenizer.json and tokenizer_config.json of the "
-			   "original model to %s", out_dir);
+		print_note("the gguf file carries no tokenizer.json (tokenizer.huggingface.json), and its vocabulary is not turned back into "
+			   "one: copy tokenizer.json and tokenizer_config.json of the original model to %s", out_dir);
 	return 0;
 }
 

@@ -10,29 +10,14 @@
 #include <unistd.h>
 
 #include "cli/advance.h"
+#include "cli/stored.h"
 #include "cli/text.h"
 #include "common/alloc.h"
 #include "common/file.h"
 
-enum { FILES_MAX = 4096, REPORT_MAX = 64 << 20 };
+enum { FILES_MAX = 4096 };
 
 /* --- digests ------------------------------------------------------------------------------------- */
-
-/* report.json of the job, in the folder of the formats, or NULL. */
-static struct json *read_report(const char *dir)
-{
-	char path[PATH_MAX];
-	size_t len = 0;
-	struct json *report = NULL;
-	char *text;
-	const int n = snprintf(path, sizeof(path), "%s/../report.json", dir);
-
-	text = n > 0 && (size_t)n < sizeof(path) && file_exists(path) ? file_read_all(path, REPORT_MAX, &len, NULL) : NULL;
-	if (text)
-		report = json_parse(text, len, NULL);
-	mem_free(text);
-	return report;
-}
 
 /* "outputs": {"<format>": {"sha256": {"<file>": "<digest>"}}} */
 static int compare(const struct json *report, const char *format, const struct inspected_file *file)
@@ -93,10 +78,12 @@ static int add_files(struct inspected *i, struct advance *advance, struct err *e
 /* A .gguf file that was named stands for itself alone. */
 static int digest_all(struct inspected *i, struct advance *advance, struct err *err)
 {
-	struct json *report = read_report(i->folder.dir);
+	struct json *report;
 	struct stat st;
 	int rc;
 
+	if (stored_report(&i->folder, &report, err) != 0)
+		return -1;
 	if (stat(i->path, &st) == 0 && !S_ISDIR(st.st_mode)) {
 		i->files = mem_alloc(1, sizeof(*i->files));
 		rc = i->files ? add_file(i, i->folder.dir, i->folder.gguf_file, err) : err_set_nomem(err, "the list of files");

@@ -10,6 +10,9 @@
 #include "cli/upload.h"
 #include "common/alloc.h"
 #include "common/file.h"
+#include "common/json.h"
+
+enum { REPORT_MAX = 64 << 20 };
 
 static bool holds(const char *dir, const char *name)
 {
@@ -79,6 +82,50 @@ bool stored_has_text(struct stored_folder *f, const char *file)
 
 	mem_free(text);
 	return text != NULL;
+}
+
+/* --- the report ---------------------------------------------------------------------------------- */
+
+int stored_report(const struct stored_folder *f, struct json **out, struct err *err)
+{
+	struct err reason = ERR_INIT;
+	char path[PATH_MAX];
+	size_t len = 0;
+	char *text;
+	const int n = snprintf(path, sizeof(path), "%s/../report.json", f->dir);
+
+	*out = NULL;
+	if (n < 0 || (size_t)n >= sizeof(path) || !file_exists(path))
+		return 0;
+	text = file_read_all(path, REPORT_MAX, &len, &reason);
+	*out = text ? json_parse(text, len, &reason) : NULL;
+	mem_free(text);
+	return reason.code == ERR_NOMEM ? err_set_nomem(err, path) : 0;
+}
+
+struct weights { const char *dir; uint64_t bytes; };
+
+static int add_bytes(void *ctx, const char *name)
+{
+	struct weights *w = ctx;
+	char path[PATH_MAX];
+	struct stat st;
+	const int n = snprintf(path, sizeof(path), "%s/%s", w->dir, name);
+
+	if (n > 0 && (size_t)n < sizeof(path) && stat(path, &st) == 0)
+		w->bytes += (uint64_t)st.st_size;
+	return 0;
+}
+
+bool stored_reported(const struct stored_folder *f, const struct json *report)
+{
+	const struct json *recipe = json_get(report, "recipe"), *outputs = json_get(report, "outputs");
+	struct weights w = { .dir = f->dir };
+
+	stored_folder_files(f, add_bytes, &w);
+	return json_get_number(json_get(outputs, f->format), "bytes", -1) == (double)w.bytes &&
+	       json_get_int(recipe, "embeddings", 0) == f->table_bits[0] &&
+	       (f->config.tied_embeddings || json_get_int(recipe, "lm_head", 0) == f->table_bits[1]);
 }
 
 /* --- names --------------------------------------------------------------------------------------- */

@@ -95,10 +95,15 @@ void gguf_kv_bool(struct gguf_kv *kv, const char *key, bool value)
 	put(&kv->bytes, value, 1);
 }
 
-void gguf_kv_string(struct gguf_kv *kv, const char *key, const char *text)
+void gguf_kv_text(struct gguf_kv *kv, const char *key, const char *text, size_t len)
 {
 	begin(kv, key, GGUF_VALUE_STRING);
-	put_string(&kv->bytes, text, strlen(text));
+	put_string(&kv->bytes, text, len);
+}
+
+void gguf_kv_string(struct gguf_kv *kv, const char *key, const char *text)
+{
+	gguf_kv_text(kv, key, text, strlen(text));
 }
 
 void gguf_kv_array(struct gguf_kv *kv, const char *key, enum gguf_value type, uint64_t count)

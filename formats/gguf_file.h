@@ -39,6 +39,7 @@ void gguf_kv_u32(struct gguf_kv *kv, const char *key, uint32_t value);
 void gguf_kv_f32(struct gguf_kv *kv, const char *key, float value);
 void gguf_kv_bool(struct gguf_kv *kv, const char *key, bool value);
 void gguf_kv_string(struct gguf_kv *kv, const char *key, const char *text);
+void gguf_kv_text(struct gguf_kv *kv, const char *key, const char *text, size_t len); /* any bytes */
 /* Announces an array; exactly `count` elements of that type must follow at once. */
 void gguf_kv_array(struct gguf_kv *kv, const char *key, enum gguf_value type, uint64_t count);
 void gguf_element_string(struct gguf_kv *kv, const char *text, size_t len);

@@ -133,6 +133,17 @@ int gguf_meta_model(struct gguf_kv *kv, const struct model_config *mc, const str
 	return m.rc;
 }
 
+int gguf_meta_carried(struct gguf_kv *kv, const struct gguf_carried *c, struct err *err)
+{
+	if (!c->text)
+		return 0;
+	if (c->len > GGUF_CARRIED_MAX)
+		return err_set(err, ERR_REFUSED, "gguf carries %s whole, and it has %zu bytes; at most %zu are written", c->file, c->len,
+			       GGUF_CARRIED_MAX);
+	gguf_kv_text(kv, c->key, c->text, c->len);
+	return 0;
+}
+
 /* --- rope ---------------------------------------------------------------------------------------- */
 
 size_t gguf_rope_count(const struct model_config *mc)

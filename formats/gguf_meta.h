@@ -14,6 +14,21 @@
 
 #define GGUF_ROPE_NAME "rope_freqs.weight"
 #define GGUF_CONFIG_KEY "quarry.source_config"
+#define GGUF_TOKENIZER_KEY "tokenizer.huggingface.json"
+#define GGUF_SETTINGS_KEY "quarry.source_tokenizer_config"
+#define GGUF_GENERATION_KEY "quarry.source_generation_config"
+#define GGUF_TEMPLATE_KEY "quarry.source_chat_template"
+#define GGUF_CARRIED_MAX ((size_t)48 << 20)
+
+/* Small files of the source that are kept whole, so that they can be turned back; one that is absent has no key. */
+struct gguf_carried {
+	const char *key;                /* "quarry.source_tokenizer_config" */
+	const char *file;               /* "tokenizer_config.json", for messages */
+	const char *text;               /* NULL = absent */
+	size_t len;
+};
+/* 0, or -1 (ERR_REFUSED) when it is larger than GGUF_CARRIED_MAX: readers take no head of any length. */
+int gguf_meta_carried(struct gguf_kv *kv, const struct gguf_carried *c, struct err *err);
 
 /* 0, or -1 with what this format cannot say of the model (problems may be NULL). */
 int gguf_check_model(const struct model_config *mc, struct problems *problems);

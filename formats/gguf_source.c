@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/json.h"
 #include "common/utf8.h"
 
 enum { LAYERS_MAX = 1 << 20, KEY_MAX = 80 };
@@ -62,6 +63,56 @@ int gs_model(const struct gr_file *g, struct gs_model *out, struct err *err)
 bool gs_config(const struct gr_file *g, struct gr_text *out)
 {
 	return gr_string(g, "quarry.source_config", out);
+}
+
+/* --- small files --------------------------------------------------------------------------------- */
+
+static const struct carried { const char *file, *key; bool json; } carried[] = {
+	{ "tokenizer.json", "tokenizer.huggingface.json", true },
+	{ "tokenizer_config.json", "quarry.source_tokenizer_config", true },
+	{ "generation_config.json", "quarry.source_generation_config", true },
+	{ "chat_template.jinja", "quarry.source_chat_template", false },
+};
+
+bool gs_text(const struct gr_file *g, const char *file, struct gr_text *out)
+{
+	for (size_t i = 0; i < sizeof(carried) / sizeof(carried[0]); i++)
+		if (strcmp(carried[i].file, file) == 0)
+			return gr_string(g, carried[i].key, out);
+	return false;
+}
+
+static int check_object(const char *key, struct gr_text text, struct err *err)
+{
+	struct json *value = json_parse(text.at, text.len, err);
+	const bool object = json_type(value) == JSON_OBJECT;
+
+	json_free(value);
+	if (!value)
+		return err_prefix(err, "the gguf file's %s", key);
+	return object ? 0 : err_set(err, ERR_CORRUPT, "the gguf file's %s is not a JSON object", key);
+}
+
+static int check_text(const struct gr_file *g, const struct carried *c, struct err *err)
+{
+	struct gr_text text;
+
+	if (!gr_pair(g, c->key))
+		return 0;
+	if (!gr_string(g, c->key, &text))
+		return err_set(err, ERR_CORRUPT, "the gguf file's %s is not a string", c->key);
+	if (text.len > GS_TEXT_MAX)
+		return err_set(err, ERR_TOO_LARGE, "the gguf file's %s has %zu bytes; at most %zu are accepted", c->key, text.len,
+			       GS_TEXT_MAX);
+	return c->json ? check_object(c->key, text, err) : 0;
+}
+
+int gs_check_texts(const struct gr_file *g, struct err *err)
+{
+	for (size_t i = 0; i < sizeof(carried) / sizeof(carried[0]); i++)
+		if (check_text(g, &carried[i], err) != 0)
+			return -1;
+	return 0;
 }
 
 /* --- tensors ------------------------------------------------------------------------------------- */

@@ -29,5 +29,11 @@ int gs_tensor(const struct gs_model *m, const struct gr_tensor *t, struct gs_ten
 uint64_t gs_row(const struct gs_tensor *t, uint64_t row);
 /* The config.json that the file carries; false when it carries none. */
 bool gs_config(const struct gr_file *g, struct gr_text *out);
+/* Small files beside config.json that a file may carry whole: tokenizer.json, tokenizer_config.json,
+ * generation_config.json, chat_template.jinja. False when it carries none of this name. */
+bool gs_text(const struct gr_file *g, const char *file, struct gr_text *out);
+/* 0, or -1 when one of these is no text, larger than GS_TEXT_MAX, or (.json) no JSON object; sentences name the key. */
+#define GS_TEXT_MAX ((size_t)48 << 20)
+int gs_check_texts(const struct gr_file *g, struct err *err);
 
 #endif

@@ -16,7 +16,7 @@ enum { GENERAL_NAME_MAX = 128 };
 /* The texts of the model that the metadata is made of. */
 struct texts {
 	char *tokenizer, *settings, *generation, *template, *config;
-	size_t tokenizer_len;
+	size_t tokenizer_len, settings_len, generation_len, template_len;
 	struct json *settings_json, *generation_json, *config_json;
 };
 
@@ -44,13 +44,12 @@ static int read_text(const struct output_source *s, const char *file, char **out
 	return -1;
 }
 
-static int read_json(const struct output_source *s, const char *file, char **text, struct json **out, struct err *err)
+static int read_json(const struct output_source *s, const char *file, char **text, size_t *len, struct json **out,
+		     struct err *err)
 {
-	size_t len = 0;
-
-	if (read_text(s, file, text, &len, err) != 0)
+	if (read_text(s, file, text, len, err) != 0)
 		return -1;
-	*out = *text ? json_parse(*text, len, err) : NULL;
+	*out = *text ? json_parse(*text, *len, err) : NULL;
 	return !*text || *out ? 0 : err_prefix(err, "%s", file);
 }
 
@@ -60,13 +59,29 @@ static int texts_read(struct texts *t, const struct output_source *s, struct err
 
 	*t = (struct texts){ 0 };
 	if (read_text(s, "tokenizer.json", &t->tokenizer, &t->tokenizer_len, err) != 0 ||
-	    read_json(s, "tokenizer_config.json", &t->settings, &t->settings_json, err) != 0 ||
-	    read_json(s, "generation_config.json", &t->generation, &t->generation_json, err) != 0 ||
-	    read_json(s, "config.json", &t->config, &t->config_json, err) != 0 ||
-	    read_text(s, "chat_template.jinja", &t->template, &len, err) != 0)
+	    read_json(s, "tokenizer_config.json", &t->settings, &t->settings_len, &t->settings_json, err) != 0 ||
+	    read_json(s, "generation_config.json", &t->generation, &t->generation_len, &t->generation_json, err) != 0 ||
+	    read_json(s, "config.json", &t->config, &len, &t->config_json, err) != 0 ||
+	    read_text(s, "chat_template.jinja", &t->template, &t->template_len, err) != 0)
 		return -1;
 	if (!t->tokenizer)
 		return err_set(err, ERR_REFUSED, "gguf files carry the tokenizer, and the model has no tokenizer.json");
+	return 0;
+}
+
+/* What the file is turned back into a checkpoint from, beside config.json. */
+static int put_carried(struct gguf_kv *kv, const struct texts *t, struct err *err)
+{
+	const struct gguf_carried carried[] = {
+		{ GGUF_TOKENIZER_KEY, "tokenizer.json", t->tokenizer, t->tokenizer_len },
+		{ GGUF_SETTINGS_KEY, "tokenizer_config.json", t->settings, t->settings_len },
+		{ GGUF_GENERATION_KEY, "generation_config.json", t->generation, t->generation_len },
+		{ GGUF_TEMPLATE_KEY, "chat_template.jinja", t->template, t->template_len },
+	};
+
+	for (size_t i = 0; i < sizeof(carried) / sizeof(carried[0]); i++)
+		if (gguf_meta_carried(kv, &carried[i], err) != 0)
+			return -1;
 	return 0;
 }
 
@@ -78,7 +93,7 @@ static int put_tokenizer(struct gguf_kv *kv, const struct output_model *m, const
 		.chat_template = t->template, .vocab = m->config->vocab,
 	};
 
-	return gguf_meta_tokenizer(kv, &tokenizer, err);
+	return gguf_meta_tokenizer(kv, &tokenizer, err) == 0 ? put_carried(kv, t, err) : -1;
 }
 
 static bool in_block(const struct output_plan *p, const struct output_tensor *t)

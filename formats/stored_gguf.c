@@ -173,8 +173,22 @@ static void left_over(struct stored_folder *f, struct findings *faults)
 	}
 }
 
+/* What the file carries itself comes first. */
 static char *text(struct stored_folder *f, const char *file, size_t *len, struct err *err)
 {
+	struct gr_text carried;
+	char *copy;
+
+	if (gs_text(&f->back->file, file, &carried)) {
+		copy = mem_alloc(carried.len + 1, 1);
+		if (!copy) {
+			err_set_nomem(err, file);
+			return NULL;
+		}
+		memcpy(copy, carried.at, carried.len);
+		*len = carried.len;
+		return copy;
+	}
 	return source_read_optional(f->back->source, file, TEXT_MAX, len, err);
 }
 
@@ -215,7 +229,9 @@ static int open_files(struct stored_folder *f, struct err *err)
 		return -1;
 	b->fd = file_open(b->path, O_RDONLY, 0, err);
 	b->source = b->fd >= 0 ? source_dir_open(f->dir, err) : NULL;
-	return b->source ? gs_model(&b->file, &b->model, err) : -1;
+	if (!b->source || gs_model(&b->file, &b->model, err) != 0)
+		return -1;
+	return gs_check_texts(&b->file, err);
 }
 
 static int name_tensors(struct stored_folder *f, struct findings *faults)

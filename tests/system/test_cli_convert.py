@@ -15,7 +15,8 @@ from fleet import ROOT, Fleet, Tap  # noqa: E402
 
 TINY = os.path.join(ROOT, "examples/fable-tiny")
 SHORT = ["--samples", "16", "--seq-len", "256", "--effort", "fast", "--eval", "none"]
-RECIPE = {"bits": 4, "group_size": 64, "samples": 16, "seq_len": 256, "effort": "fast", "eval": "none", "format": ["mlx", "dense"]}
+CARRIED = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+RECIPE = {"bits": 4, "group_size": 64, "samples": 16, "seq_len": 256, "effort": "fast", "eval_windows": 1, "format": ["mlx", "dense"]}
 
 JOBS = {
     "float": ["--bits", "4", "--group-size", "64", "--format", "mlx,gguf,dense"],
@@ -108,8 +109,39 @@ def as_the_job_wrote_it(jobs, folder):
     assert sorted(os.listdir(os.path.join(out, "gguf"))) == ["README.md", "model.gguf"], tree(out)
     a = dequantize(os.path.join(job, "gguf"), os.path.join(folder, "a"))
     b = dequantize(os.path.join(out, "gguf", "model.gguf"), os.path.join(folder, "b"))
-    assert "tokenizer inside the gguf file is not turned back" in a.err and "not turned back" in b.err, (a, b)
+    assert "tokenizer" not in a.err + b.err, (a, b)
     same_tensors(os.path.join(folder, "a"), os.path.join(folder, "b"))
+
+
+def tokenizer_of_gguf(jobs, folder):
+    """The gguf file alone makes a folder that is evaluated; one of another program has no tokenizer.json to give."""
+    alone, back = os.path.join(folder, "alone.gguf"), os.path.join(folder, "back")
+    shutil.copy(os.path.join(jobs["float"], "gguf", "model.gguf"), alone)
+    dequantize(alone, back)
+    for file in CARRIED:
+        assert read(os.path.join(back, file)) == read(os.path.join(TINY, file)), file
+    score = ["--windows", "2", "--seq-len", "64", "--json"]
+    mine = quarry("eval", back, *score, env={"TMPDIR": folder})
+    other = quarry("eval", os.path.join(jobs["float"], "dense"), *score, env={"TMPDIR": folder})
+    assert mine.status == 0 and other.status == 0, (mine, other)
+    assert [t["original"] for t in json.loads(mine.out)] == [t["original"] for t in json.loads(other.out)], (mine, other)
+    data = read(alone)
+    for key, said in ((b"tokenizer.huggingface.json", True), (b"quarry.source_tokenizer_config", False)):
+        assert data.count(key) == 1, key
+        other, out = os.path.join(folder, "other.gguf"), os.path.join(folder, key.decode())
+        with open(other, "wb") as f:
+            f.write(data.replace(key, b"x" * len(key)))
+        ran = dequantize(other, out)
+        assert ("the gguf file carries no tokenizer.json (tokenizer.huggingface.json)" in ran.err) == said, ran
+        assert os.path.exists(os.path.join(out, "tokenizer.json")) != said, tree(out)
+    at = data.index(b"tokenizer.huggingface.json") + len(b"tokenizer.huggingface.json") + 12
+    with open(other, "wb") as f:
+        f.write(data[:at] + b"[" + data[at + 1:])
+    out = os.path.join(folder, "refused")
+    one_sentence(quarry("dequantize", other, "-o", out), 1, "tokenizer.huggingface.json")
+    assert not os.path.exists(out), tree(folder)
+    said = inspected(other, 1)
+    assert len(said["faults"]) == 1 and "tokenizer.huggingface.json" in said["faults"][0], said
 
 
 def turned_back(jobs, folder):
@@ -123,8 +155,8 @@ def turned_back(jobs, folder):
         got = config(out)
         assert "quantization" not in got and "quantization_config" not in got and got["dtype"] == "bfloat16", got
         assert f"checkpoint   {out}  (" in ran.out, ran
-        carried = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} if name != "gguf" else set()
-        assert carried <= set(os.listdir(out)), tree(out)
+        for file in CARRIED:
+            assert read(os.path.join(out, file)) == read(os.path.join(TINY, file)), f"{name}: {file}"
     for word, dtype in (("f16", "F16"), ("f32", "F32")):
         out = os.path.join(folder, word)
         dequantize(os.path.join(job, "mlx"), out, "--dtype", word)
@@ -191,6 +223,12 @@ def of_a_job(folder):
         for name in ("mlx", "dense"):
             data = read(os.path.join(out, name, "model.safetensors"))
             assert hashlib.sha256(data).hexdigest() == fleet.results(job)[f"{name}/model.safetensors"], name
+        own = os.path.join(folder, "own")
+        ran = quarry("fetch", job, "-o", own, *server)
+        assert ran.status == 0, ran
+        for name in ("mlx", "dense"):
+            assert len(cost(os.path.join(out, name))) == 4, name
+            assert cost(os.path.join(out, name)) == cost(os.path.join(own, name)), name
         refused = os.path.join(folder, "refused")
         one_sentence(quarry("convert", job, "--format", "gptq", "-o", refused, *server, env={"TMPDIR": tmp}), 1,
                      "gptq holds integer zero-points")
@@ -222,6 +260,48 @@ def beside(jobs, folder):
     shutil.copytree(jobs["float"], job)
     convert(job, job, "dense-f16")
     assert sorted(os.listdir(job)) == ["dense", "dense-f16", "gguf", "mlx", "packed", "report.json"], tree(job)
+
+
+def cost(folder):
+    """The lines of a card that tell what the quantization cost."""
+    with open(os.path.join(folder, "README.md")) as f:
+        return [line for line in f.read().splitlines() if line.startswith(("## What it cost", "| perplexity on", "| fable", "| evaluation", "KL div"))]
+
+
+def measured(jobs, folder):
+    """A card tells the perplexity of the job's report where the weights are those of the job."""
+    job = os.path.join(folder, "job")
+    shutil.copytree(jobs["tables"], job)
+    out = os.path.join(folder, "none")
+    convert(job, out, "mlx")
+    assert cost(os.path.join(out, "mlx")) == []
+    path = os.path.join(job, "report.json")
+    with open(path) as f:
+        report = json.load(f)
+    report["perplexity"] = [{"text": "fable|s.txt", "original": 12.5, "quantized": 13.25, "kl": 0.0625, "top1": 0.75, "windows": 3}]
+
+    def put():
+        with open(path, "w") as f:
+            json.dump(report, f)
+
+    put()
+    for source, name, more, told in ((job, "dense-f32", [], True), (os.path.join(job, "mlx"), "mlx", [], True),
+                                     (job, "mlx", ["--embeddings", "16"], False)):
+        out = os.path.join(folder, "-".join((str(told), name, os.path.basename(source))))
+        convert(source, out, name, *more)
+        said = cost(os.path.join(out, name))
+        assert (len(said) == 4) == told and (said == []) != told, (out, said)
+        assert not told or said[2] == "| fable_s.txt | 12.5000 | 13.2500 | 0.06250 | 0.7500 | 3 |", said
+    dequantize(os.path.join(job, "mlx"), os.path.join(folder, "plain"))
+    assert len(cost(os.path.join(folder, "plain"))) == 4
+    report["outputs"]["packed"]["bytes"] += 1  # of another job's files
+    put()
+    convert(job, os.path.join(folder, "other"), "mlx")
+    assert cost(os.path.join(folder, "other", "mlx")) == []
+    with open(path, "w") as f:
+        f.write("{")
+    convert(job, os.path.join(folder, "damaged"), "mlx")
+    assert cost(os.path.join(folder, "damaged", "mlx")) == []
 
 
 def fails_in_between(jobs, folder):
@@ -347,12 +427,14 @@ tap = Tap()
 with tempfile.TemporaryDirectory() as shared:
     jobs = Jobs(shared)
     tap.case("convert: as the job wrote it", in_folder(as_the_job_wrote_it, jobs))
+    tap.case("dequantize: the tokenizer of a gguf file", in_folder(tokenizer_of_gguf, jobs))
     tap.case("dequantize: back to the dense folder", in_folder(turned_back, jobs))
     tap.case("convert: from format to format", in_folder(between_formats, jobs))
     tap.case("convert: embeddings of 8 bits", in_folder(tables, jobs))
     tap.case("convert: several files", in_folder(shards, jobs))
     tap.case("convert: beside the other formats", in_folder(beside, jobs))
     tap.case("convert: what a format does not hold", in_folder(refused, jobs))
+    tap.case("convert: what the quantization cost", in_folder(measured, jobs))
     tap.case("convert and dequantize: a disk that fails", in_folder(fails_in_between, jobs))
     tap.case("convert: what a reader misreads", in_folder(misread, jobs))
     tap.case("inspect: every folder of a job", in_folder(inspect, jobs))

@@ -184,6 +184,10 @@ def same_numbers(out, formats):
     if gguf:
         assert gguf[0]["general.architecture"] == "llama" and len(gguf[0]["tokenizer.ggml.tokens"]) == 1024
         assert json.loads(gguf[0]["quarry.source_config"])["model_type"] == "llama"
+        for key, file in (("tokenizer.huggingface.json", "tokenizer.json"), ("quarry.source_tokenizer_config", "tokenizer_config.json"),
+                          ("quarry.source_generation_config", "generation_config.json")):
+            with open(os.path.join(TINY, file)) as f:
+                assert gguf[0][key] == f.read(), key
 
 
 def complete(out, formats):

@@ -645,6 +645,105 @@ static void test_special_ids_beyond(void **state)
 	}
 }
 
+/* --- small files that are carried ---------------------------------------------------------------- */
+
+static const struct gguf_carried carried_files[] = {
+	{ GGUF_TOKENIZER_KEY, "tokenizer.json", "{ \"a\" : 1 }\n", 12 },
+	{ GGUF_SETTINGS_KEY, "tokenizer_config.json", "{}", 2 },
+	{ GGUF_GENERATION_KEY, "generation_config.json", NULL, 0 },
+	{ GGUF_TEMPLATE_KEY, "chat_template.jinja", "{{ x\0y }}", 9 },
+};
+
+static void test_carried_files(void **state)
+{
+	const size_t count = sizeof(carried_files) / sizeof(carried_files[0]);
+	struct err err = ERR_INIT;
+	struct gguf_kv kv;
+	struct gr_text got;
+	struct gr_file g;
+
+	(void)state;
+	gguf_kv_init(&kv);
+	for (size_t i = 0; i < count; i++)
+		assert_int_equal(gguf_meta_carried(&kv, &carried_files[i], &err), 0);
+	read_back(&kv, &g);
+	gguf_kv_deinit(&kv);
+	assert_int_equal(gs_check_texts(&g, &err), 0);
+	for (size_t i = 0; i < count; i++) {
+		const struct gguf_carried *c = &carried_files[i];
+
+		assert_int_equal(gs_text(&g, c->file, &got), c->text != NULL);
+		if (c->text) {
+			assert_int_equal(got.len, c->len);
+			assert_memory_equal(got.at, c->text, c->len);
+		}
+	}
+	assert_false(gs_text(&g, "config.json", &got));
+	gr_close(&g);
+}
+
+/* Bytes of a file that only its length says anything of. */
+static char *long_text(void)
+{
+	char *text = mem_alloc(GS_TEXT_MAX + 1, 1);
+
+	assert_non_null(text);
+	memset(text, ' ', GS_TEXT_MAX + 1);
+	return text;
+}
+
+static void refused_text(const struct gguf_kv *kv, enum err_code code, const char *part)
+{
+	struct err err = ERR_INIT;
+	struct gr_file g;
+
+	read_back(kv, &g);
+	assert_int_equal(gs_check_texts(&g, &err), -1);
+	if (err.code != code || !strstr(err.text, part))
+		fail_msg("%s, '%s'; it should be %s, '%s'", err_name(err.code), err.text, err_name(code), part);
+	gr_close(&g);
+}
+
+static void test_carried_files_refused(void **state)
+{
+	static const struct { const char *key, *text; enum err_code code; const char *part; } table[] = {
+		{ "tokenizer.huggingface.json", "{", ERR_INVALID, "the gguf file's tokenizer.huggingface.json: " },
+		{ "tokenizer.huggingface.json", "", ERR_INVALID, "the gguf file's tokenizer.huggingface.json: " },
+		{ "tokenizer.huggingface.json", "[{}]", ERR_CORRUPT, "the gguf file's tokenizer.huggingface.json is not a JSON object" },
+		{ "quarry.source_tokenizer_config", "3", ERR_CORRUPT, "quarry.source_tokenizer_config is not a JSON object" },
+		{ "quarry.source_generation_config", "{}{}", ERR_INVALID, "quarry.source_generation_config: " },
+		{ "tokenizer.huggingface.json", NULL, ERR_CORRUPT, "tokenizer.huggingface.json is not a string" },
+		{ "quarry.source_chat_template", NULL, ERR_CORRUPT, "quarry.source_chat_template is not a string" },
+	};
+	struct gguf_carried large = { GGUF_TOKENIZER_KEY, "tokenizer.json", NULL, GGUF_CARRIED_MAX + 1 };
+	char *spaces = long_text();
+	struct err err = ERR_INIT;
+	struct gguf_kv kv;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		gguf_kv_init(&kv);
+		if (table[i].text)
+			gguf_kv_string(&kv, table[i].key, table[i].text);
+		else
+			gguf_kv_u32(&kv, table[i].key, 1);
+		refused_text(&kv, table[i].code, table[i].part);
+		gguf_kv_deinit(&kv);
+	}
+	gguf_kv_init(&kv);
+	gguf_kv_text(&kv, GGUF_TEMPLATE_KEY, spaces, GS_TEXT_MAX + 1);
+	refused_text(&kv, ERR_TOO_LARGE, "quarry.source_chat_template has 50331649 bytes; at most 50331648 are accepted");
+	gguf_kv_deinit(&kv);
+	gguf_kv_init(&kv);
+	large.text = spaces;
+	assert_int_equal(gguf_meta_carried(&kv, &large, &err), -1);
+	assert_int_equal(err.code, ERR_REFUSED);
+	assert_string_equal(err.text, "gguf carries tokenizer.json whole, and it has 50331649 bytes; at most 50331648 are written");
+	assert_int_equal(kv.count, 0);
+	gguf_kv_deinit(&kv);
+	mem_free(spaces);
+}
+
 /* --- the sample model ---------------------------------------------------------------------------- */
 
 static char *sample(const char *name)
@@ -747,6 +846,8 @@ int main(void)
 		cmocka_unit_test(test_spaces_in_merges),
 		cmocka_unit_test(test_refused_tokenizers),
 		cmocka_unit_test(test_special_ids_beyond),
+		cmocka_unit_test(test_carried_files),
+		cmocka_unit_test(test_carried_files_refused),
 		cmocka_unit_test(test_sample_model),
 		cmocka_unit_test(test_without_memory),
 	};

@@ -596,7 +596,7 @@ static void expect_gguf(struct output_case *c)
 {
 	struct buf *file = &c->files[0].bytes;
 	struct err err = ERR_INIT;
-	struct gr_text config = { "", 0 };
+	struct gr_text config = { "", 0 }, tokenizer = { "", 0 };
 	struct gs_model model;
 	struct gr_file g;
 	size_t found = 0;
@@ -616,6 +616,10 @@ static void expect_gguf(struct output_case *c)
 	assert_int_equal(found, c->plan.tensor_count);
 	assert_true(gs_config(&g, &config));
 	assert_int_equal(config.len, strlen(c->config_text));
+	assert_true(gs_text(&g, "tokenizer.json", &tokenizer));
+	assert_int_equal(tokenizer.len, c->tokenizer_len);
+	assert_memory_equal(tokenizer.at, c->tokenizer, tokenizer.len);
+	assert_false(gs_text(&g, "tokenizer_config.json", &tokenizer)); /* the model has none */
 	gr_close(&g);
 }
 

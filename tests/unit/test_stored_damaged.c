@@ -302,6 +302,7 @@ static void test_gguf_files(void **state)
 		{ "GGUF", "GGML", "is no gguf file", 1 },
 		{ "blk.0.attn_q.weight", "blk.0.attn_x.weight", "gguf tensor blk.0.attn_x.weight is none that a model", 1 },
 		{ "blk.1.attn_q.weight", "blk.9.attn_q.weight", "gguf tensor blk.9.attn_q.weight is none", 1 },
+		{ "{\n  \"version\"", "[\n  \"version\"", "the gguf file's tokenizer.huggingface.json: ", 1 },
 		{ "\"vocab_size\": 1024", "\"vocab_size\": 1025", "tensor \"model.embed_tokens.weight\" has 2 dimensions, 1024 x 256", 1 },
 		{ "\"intermediate_size\": 512", "\"intermediate_size\": 544", "gguf tensor blk.0.ffn_gate.weight has 512 x 256 weights; the "
 		  "model has 544 x 256", 6 },
