@@ -48,7 +48,11 @@ static int open_tensor(struct tensor_file *f, const char *path, const char *name
 	f->sequences = t->shape[0];
 	f->seq_len = t->shape[1];
 	f->width = ndim == 3 ? t->shape[2] : 1;
-	rc = 0;
+	if (f->seq_len > 0 && f->width > 0)
+		rc = 0;
+	else
+		err_set(err, ERR_CORRUPT, "%s holds sequences of (%zu, %zu); both must be at least 1", path, f->seq_len,
+			f->width);
 out:
 	st_header_deinit(&header);
 	if (rc != 0)

@@ -226,6 +226,28 @@ static void test_nothing(void **state)
 	assert_string_equal(err.text, "the task lacks input 'hidden'");
 }
 
+/* Sequences of no tokens, or of no width: a file from elsewhere may claim them, and nobody divides by them. */
+static void test_sequences_of_nothing(void **state)
+{
+	static const struct { size_t seq_len, width; const char *said; } rows[] = {
+		{ 0, 4, "nothing holds sequences of (0, 4); both must be at least 1" },
+		{ 8, 0, "nothing holds sequences of (8, 0); both must be at least 1" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		struct tensor_file f;
+		struct err err = ERR_INIT;
+
+		assert_int_equal(hidden_file_create(&f, "nothing", 2, rows[i].seq_len, rows[i].width, &err), 0);
+		tensor_file_close(&f);
+		assert_int_equal(hidden_file_open(&f, "nothing", &err), -1);
+		assert_int_equal(err.code, ERR_CORRUPT);
+		assert_string_equal(err.text, rows[i].said);
+		assert_int_equal(f.fd, -1);
+	}
+}
+
 /* Parts by bytes, and none beyond the end. */
 static void test_parts(void **state)
 {
@@ -423,6 +445,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_bytes),
 		cmocka_unit_test(test_nothing),
+		cmocka_unit_test(test_sequences_of_nothing),
 		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_abandoned),
 		cmocka_unit_test(test_truncated),
