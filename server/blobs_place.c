@@ -67,7 +67,7 @@ static int flush(const char *path, struct err *err)
 	return rc;
 }
 
-static int store(struct blobs *b, const struct upload_files *f, const char *sha256, uint64_t bytes, struct err *err)
+static int take_placed(struct blobs *b, const struct upload_files *f, const char *sha256, uint64_t bytes, struct err *err)
 {
 	if (take(f, sha256, err) != 0 || check_file(f, sha256, bytes, err) != 0 ||
 	    upload_verify(f->taken, sha256, err) != 1 || flush(f->taken, err) != 0)
@@ -75,33 +75,16 @@ static int store(struct blobs *b, const struct upload_files *f, const char *sha2
 	return upload_name(b, f->taken, sha256, err);
 }
 
-static int complete_inside(struct blobs *b, const char *sha256, uint64_t *bytes, struct err *err)
+static int store_placed(struct blobs *b, const struct upload_files *f, const char *sha256, uint64_t *bytes, struct err *err)
 {
-	struct upload_files f;
-
-	if (upload_paths(b, sha256, &f, err) != 0)
-		return -1;
-	if (blobs_has(b, sha256, bytes)) { /* repeated, or a second uploader was faster */
-		upload_drop(&f);
+	if (upload_size(f, sha256, bytes, err) == 0 && take_placed(b, f, sha256, *bytes, err) == 0)
 		return 0;
-	}
-	if (upload_size(&f, sha256, bytes, err) == 0 && store(b, &f, sha256, *bytes, err) == 0) {
-		upload_drop(&f);
-		return 0;
-	}
-	remove(f.placed);
-	remove(f.taken);
+	remove(f->placed);
+	remove(f->taken);
 	return -1;
 }
 
 int blobs_place_complete(struct blobs *b, const char *sha256, uint64_t *bytes, struct err *err)
 {
-	struct upload_use *use = upload_enter(b, sha256, true, true, err);
-	int rc;
-
-	if (!use)
-		return -1;
-	rc = complete_inside(b, sha256, bytes, err);
-	upload_leave(b, use);
-	return rc;
+	return upload_complete(b, sha256, store_placed, bytes, err);
 }

@@ -53,6 +53,12 @@ int upload_flush(int fd, const char *path, struct err *err);
 /* Gives the file the blob's name; on failure takes the name away again. */
 int upload_name(struct blobs *b, const char *path, const char *sha256, struct err *err);
 
+/* Makes the blob of what an upload holds, verified and flushed; *bytes: its size. */
+typedef int (*upload_store_fn)(struct blobs *b, const struct upload_files *f, const char *sha256, uint64_t *bytes,
+			       struct err *err);
+/* Alone with the upload: stores it unless the blob is there already, and removes what is left of it. */
+int upload_complete(struct blobs *b, const char *sha256, upload_store_fn store, uint64_t *bytes, struct err *err);
+
 /* Removes uploads untouched since before `oldest_ms` (wall clock) that nobody is in. */
 int upload_sweep(struct blobs *b, int64_t oldest_ms, struct err *err);
 

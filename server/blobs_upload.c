@@ -361,7 +361,7 @@ int upload_name(struct blobs *b, const char *path, const char *sha256, struct er
 	return -1;
 }
 
-static int complete_inside(struct blobs *b, const char *sha256, uint64_t *bytes, struct err *err)
+static int complete_inside(struct blobs *b, const char *sha256, upload_store_fn store, uint64_t *bytes, struct err *err)
 {
 	struct upload_files f;
 
@@ -371,24 +371,35 @@ static int complete_inside(struct blobs *b, const char *sha256, uint64_t *bytes,
 		upload_drop(&f);
 		return 0;
 	}
-	if (upload_size(&f, sha256, bytes, err) != 0 || check_parts(&f, *bytes, err) != 0 ||
-	    check_digest(&f, sha256, err) != 0 || flush_data(&f, err) != 0 ||
-	    upload_name(b, f.data, sha256, err) != 0)
+	if (store(b, &f, sha256, bytes, err) != 0)
 		return -1;
 	upload_drop(&f);
 	return 0;
 }
 
-int blobs_upload_complete(struct blobs *b, const char *sha256, uint64_t *bytes, struct err *err)
+int upload_complete(struct blobs *b, const char *sha256, upload_store_fn store, uint64_t *bytes, struct err *err)
 {
 	struct upload_use *use = upload_enter(b, sha256, true, true, err);
 	int rc;
 
 	if (!use)
 		return -1;
-	rc = complete_inside(b, sha256, bytes, err);
+	rc = complete_inside(b, sha256, store, bytes, err);
 	upload_leave(b, use);
 	return rc;
+}
+
+static int store_parts(struct blobs *b, const struct upload_files *f, const char *sha256, uint64_t *bytes, struct err *err)
+{
+	if (upload_size(f, sha256, bytes, err) != 0 || check_parts(f, *bytes, err) != 0 ||
+	    check_digest(f, sha256, err) != 0 || flush_data(f, err) != 0)
+		return -1;
+	return upload_name(b, f->data, sha256, err);
+}
+
+int blobs_upload_complete(struct blobs *b, const char *sha256, uint64_t *bytes, struct err *err)
+{
+	return upload_complete(b, sha256, store_parts, bytes, err);
 }
 
 /* --- sweeping ------------------------------------------------------------------------ */

@@ -247,7 +247,7 @@ static struct json *reference_json(struct tx *tx, const struct job_ref *job, str
 	return o;
 }
 
-static int add_head(struct json *body, const struct job_ref *job, const struct job_progress *p)
+static int add_head(struct json *body, const struct job_ref *job, const struct job_progress *p, double seconds_left)
 {
 	bool ended = job->state == JOB_DONE;
 
@@ -257,8 +257,8 @@ static int add_head(struct json *body, const struct job_ref *job, const struct j
 	       json_set_string(body, "subject", job->subject) | json_set_int(body, "created_ms", job->created_ms) |
 	       set_time(body, "started_ms", job->started_ms) | set_time(body, "finished_ms", job->finished_ms) |
 	       json_set_number(body, "progress", ended ? 1 : p->fraction) |
-	       (p->eta_seconds < 0 ? json_set_null(body, "eta_seconds")
-				   : json_set_number(body, "eta_seconds", ceil(p->eta_seconds)));
+	       (seconds_left < 0 ? json_set_null(body, "eta_seconds")
+				 : json_set_number(body, "eta_seconds", ceil(seconds_left)));
 }
 
 int verb_job_get(struct tx *tx, const struct engine_request *r, struct engine_reply *reply)
@@ -267,15 +267,17 @@ int verb_job_get(struct tx *tx, const struct engine_request *r, struct engine_re
 	struct job_progress p;
 	struct job_ref job;
 	int64_t failed_task = 0;
+	double seconds_left;
 	int rc;
 
 	if (job_find(tx->db, r->id, &job, &reply->err) != 0 ||
-	    job_progress(tx, &job, &p, &reply->err) != 0)
+	    job_progress(tx->db, &job, &p, &reply->err) != 0 ||
+	    job_time_left(tx, &job, &p, &seconds_left, &reply->err) != 0)
 		return -1;
 	snprintf(reply->etag, sizeof(reply->etag), "%s-%" PRId64, job.id, job.change);
 	reply->status = 200;
 	reply->body = json_new_object();
-	rc = add_head(reply->body, &job, &p);
+	rc = add_head(reply->body, &job, &p, seconds_left);
 	rc |= add_details(tx, &job, reply->body, detail, &failed_task, &reply->err);
 	rc |= add_counts(reply->body, &p);
 	rc |= json_set(reply->body, "layers", layers_json(tx, &job, &reply->err));

@@ -49,7 +49,7 @@ static int add_progress(struct tx *tx, struct job_row *row, struct err *err)
 {
 	struct job_progress p;
 
-	if (job_progress(tx, &row->job, &p, err) != 0)
+	if (job_progress(tx->db, &row->job, &p, err) != 0)
 		return -1;
 	return json_set_number(row->json, "progress", p.fraction);
 }

@@ -19,6 +19,7 @@ static void sealed(void *ctx, struct spool_entry *entry, const struct err *err)
 	struct hold *h = ctx;
 	struct err why = *err;
 
+	loop_timer_stop(h->timer);
 	h->seal = NULL;
 	h->entry = entry;
 	if (why.code != ERR_NONE) {
